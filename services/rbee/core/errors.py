@@ -260,9 +260,7 @@ class PayloadTooLarge(RequestError):
     code, http_status = "PAYLOAD_TOO_LARGE", 413
 
     def __init__(self, limit_bytes: int) -> None:
-        super().__init__(
-            f"Request body exceeds {limit_bytes} bytes", details={"limit_bytes": limit_bytes}
-        )
+        super().__init__(f"Request body exceeds {limit_bytes} bytes", details={"limit_bytes": limit_bytes})
 
 
 class TooManyRequests(RequestError):
@@ -406,9 +404,7 @@ class WorkerCrashed(WorkerError):
     def __init__(
         self, worker_id: str, tokens_generated: int, message: str = "SSE stream closed unexpectedly"
     ) -> None:
-        super().__init__(
-            message, details={"worker_id": worker_id, "tokens_generated": tokens_generated}
-        )
+        super().__init__(message, details={"worker_id": worker_id, "tokens_generated": tokens_generated})
 
 
 class WorkerStartFailed(WorkerError):
@@ -450,9 +446,7 @@ class GenerationTimeout(WorkerError):
     code, http_status = "GENERATION_TIMEOUT", 504
 
     def __init__(self, tokens_generated: int, stall_s: float) -> None:
-        super().__init__(
-            f"No token for {stall_s:g} seconds", details={"tokens_generated": tokens_generated}
-        )
+        super().__init__(f"No token for {stall_s:g} seconds", details={"tokens_generated": tokens_generated})
 
 
 class SshConnectionFailed(NodeError):

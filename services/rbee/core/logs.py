@@ -1,0 +1,145 @@
+"""Structured logs: one JSON object per line, redacted, with the correlation id of the request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import logging.handlers
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from rbee.core.clock import utc_iso
+
+LEVELS = {
+    "mute": logging.CRITICAL + 10,
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+}
+ROTATE_BYTES = 10 * 1024 * 1024
+ROTATE_KEEP = 3
+
+_SECRETS = (
+    (re.compile(r"(?i)\bbearer\s+[^\s\"',;]+"), "Bearer [REDACTED]"),
+    (
+        re.compile(r"(?i)\b((?:api[_-]?)?key|token|secret|password)(\s*[=:]\s*)(?!\[REDACTED\])[^\s\"',;&]+"),
+        r"\1\2[REDACTED]",
+    ),
+    (
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.S),
+        "[REDACTED]",
+    ),
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@]+):[^\s/@]+@"), r"\1:[REDACTED]@"),
+)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f]")
+
+
+def redact(text: str) -> str:
+    """The text without bearer tokens, assigned secrets, private keys and passwords in URLs."""
+    if not any(mark in text for mark in ("=", ":", "earer", "BEGIN", "EARER")):
+        return text
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def escape_control(text: str) -> str:
+    """Control characters and ANSI sequences as visible escapes, so that one event stays one line."""
+    return _CONTROL.sub(lambda m: f"\\x{ord(m.group()):02x}", text)
+
+
+def fingerprint(secret: str) -> str:
+    """How a key may appear in logs: ``token:`` and six hex digits of its SHA-256."""
+    return "token:" + hashlib.sha256(secret.encode()).hexdigest()[:6]
+
+
+def get_logger(component: str) -> Any:
+    """A logger bound to its component; call it as ``log.info("event_code", message="…", key=value)``."""
+    return structlog.get_logger().bind(component=component)
+
+
+def configure_logging(level: str, *, file: Path | None = None) -> None:
+    """Send all logs of this process to ``file`` (rotated, bounded) or, without one, to standard error."""
+    handler: logging.Handler
+    if file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(
+            file, maxBytes=ROTATE_BYTES, backupCount=ROTATE_KEEP, encoding="utf-8"
+        )
+    handler.setFormatter(_PlainRecordsAsJson())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(LEVELS[level], logging.WARNING) if level != "trace" else logging.DEBUG)
+    own = logging.getLogger("rbee")
+    own.setLevel(LEVELS[level])
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.processors.format_exc_info,
+            _render,
+        ],
+        logger_factory=lambda *_: logging.getLogger("rbee"),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    return render_line(event)
+
+
+def render_line(event: Mapping[str, Any]) -> str:
+    """One log line: timestamp, level, component, event, then the rest; strings redacted and escaped."""
+    line: dict[str, Any] = {
+        "timestamp": utc_iso(),
+        "level": event.get("level", "info"),
+        "component": event.get("component", "rbee"),
+        "event": event.get("event", ""),
+    }
+    line.update({k: v for k, v in event.items() if k not in line})
+    return json.dumps({k: _clean(v) for k, v in line.items()}, ensure_ascii=False, default=str)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        if _UUID.fullmatch(value):
+            return value
+        # json.dumps escapes C0 controls itself; C1 controls and DEL would pass unescaped.
+        return re.sub(r"[\x7f-\x9f]", lambda m: f"\\x{ord(m.group()):02x}", redact(value))
+    if isinstance(value, dict):
+        return {k: _clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(v) for v in value]
+    return value
+
+
+class _PlainRecordsAsJson(logging.Formatter):
+    """Renders records of other libraries as JSON; our own lines arrive rendered."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.name == "rbee" and text.startswith("{"):
+            return text
+        event: dict[str, Any] = {
+            "level": record.levelname.lower(),
+            "component": record.name,
+            "event": "library_log",
+            "message": text,
+        }
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return render_line(event)

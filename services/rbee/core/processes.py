@@ -1,0 +1,44 @@
+"""Facts about processes that daemons share: identity that survives pid reuse, and dying with the parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+import psutil
+
+
+def started_at(pid: int) -> float | None:
+    """When the process started (Unix seconds), or None when it is gone; with the pid it is an identity."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+
+
+def is_same_process(pid: int, started: float) -> bool:
+    """Whether ``pid`` still is the process that started at ``started`` and has not become a zombie."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask the kernel to send ``number`` to this process when its parent thread ends (Linux; elsewhere nothing)."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, number, 0, 0, 0)
+
+
+def kill_group(pid: int, number: int) -> bool:
+    """Signal the process group led by ``pid``; False when it is gone already."""
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The Flask, gunicorn and gevent half that queen, hive and worker share."""

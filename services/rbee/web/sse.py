@@ -1,0 +1,213 @@
+"""Server-sent event answers that end exactly once, break silence, and notice a client that has gone."""
+
+from __future__ import annotations
+
+import contextvars
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flask
+import gevent
+import gevent.queue
+
+from rbee.core.errors import RbeeError, ServiceUnavailable
+from rbee.core.events import DONE, KEEP_ALIVE, encode_error, encode_event, encode_narration
+from rbee.core.logs import get_logger
+from rbee.web.app import correlation_id
+from rbee.web.errors import internal_error
+
+BUFFERED_EVENTS = 100
+_FULL_GRACE_S = 1.0
+
+
+class ClientGone(gevent.GreenletExit):
+    """Raised inside a producer when its client left or fell too far behind; let it pass."""
+
+
+class Emitter:
+    """What a producer writes its stream to."""
+
+    def __init__(self) -> None:
+        self._queue: gevent.queue.Queue[bytes | None] = gevent.queue.Queue(BUFFERED_EVENTS)
+        self.concluded = False
+        """Whether the terminal event has been sent."""
+
+    def send(self, raw: bytes) -> None:
+        """Queue bytes of whole events as they are.
+
+        Raises:
+            ClientGone: the reader is 100 events behind and does not catch up.
+        """
+        try:
+            self._queue.put_nowait(raw)
+        except gevent.queue.Full:
+            try:
+                self._queue.put(raw, timeout=_FULL_GRACE_S)
+            except gevent.queue.Full:
+                raise ClientGone() from None
+
+    def event(self, data: Any, name: str | None = None) -> None:
+        self.send(encode_event(data, name))
+
+    def narrate(self, actor: str, action: str, human: str) -> None:
+        self.send(encode_narration(actor, action, human))
+
+    def conclude(self, raw: bytes) -> None:
+        """Send the terminal event; nothing but ``[DONE]`` follows."""
+        self.concluded = True
+        self.send(raw)
+
+    def fail(self, error: RbeeError) -> None:
+        """End the stream by an error."""
+        if not self.concluded:
+            self.conclude(encode_error(error))
+
+
+Producer = Callable[[Emitter], None]
+
+
+class OpenStreams:
+    """The event streams a service has open, so that a shutdown can end each with an error and ``[DONE]``."""
+
+    def __init__(self, component: str, keepalive_s: float) -> None:
+        self._log = get_logger(component)
+        self._keepalive_s = keepalive_s
+        self._open: set[_Stream] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def respond(
+        self,
+        produce: Producer,
+        *,
+        headers: dict[str, str] | None = None,
+        must_conclude: bool = False,
+    ) -> flask.Response:
+        """Answer the current request with the events of ``produce``, which runs in a greenlet of its own.
+
+        An ``RbeeError`` raised by it becomes the terminal event; any other exception is logged and becomes
+        INTERNAL_ERROR. ``[DONE]`` always comes last. When the client leaves, ``ClientGone`` is raised inside
+        the producer, so that its ``finally`` blocks release what it holds.
+
+        Args:
+            must_conclude: returning without a terminal event is a defect (streams of tokens).
+        """
+        stream = _Stream(
+            produce,
+            self._log,
+            self._keepalive_s,
+            must_conclude,
+            flask.request.environ.get("gunicorn.socket"),
+            correlation_id() or "",
+        )
+        self._open.add(stream)
+        answer = flask.Response(stream.chunks(), content_type="text/event-stream")
+        answer.headers["Cache-Control"] = "no-cache"
+        answer.headers["X-Accel-Buffering"] = "no"
+        answer.headers.update(headers or {})
+
+        def closed() -> None:
+            stream.stop()
+            self._open.discard(stream)
+
+        answer.call_on_close(closed)
+        return answer
+
+    def end_all(self, reason: str) -> None:
+        """End every open stream with SERVICE_UNAVAILABLE."""
+        for stream in list(self._open):
+            stream.abort(ServiceUnavailable(reason))
+
+
+class _Stream:
+    def __init__(
+        self,
+        produce: Producer,
+        log: Any,
+        keepalive_s: float,
+        must_conclude: bool,
+        client: socket.socket | None,
+        identity: str,
+    ) -> None:
+        self._produce = produce
+        self._log = log
+        self._keepalive_s = keepalive_s
+        self._must_conclude = must_conclude
+        self._client = client
+        self._identity = identity
+        self._emitter = Emitter()
+        self._context = contextvars.copy_context()
+        self._producer = gevent.spawn(self._context.run, self._run)
+        self._watcher = gevent.spawn(self._watch) if client is not None else None
+
+    def chunks(self) -> Iterator[bytes]:
+        queue = self._emitter._queue
+        while True:
+            try:
+                item = queue.get(timeout=self._keepalive_s)
+            except gevent.queue.Empty:
+                yield KEEP_ALIVE
+                continue
+            if item is None:
+                return
+            yield item
+
+    def stop(self) -> None:
+        """The answer is over, finished or not: stop the watcher and a producer that still runs."""
+        if self._watcher is not None:
+            # Waits until it is off the socket, which the server may read next.
+            self._watcher.kill(timeout=1.0)
+        self._producer.kill(ClientGone, block=False)
+
+    def abort(self, error: RbeeError) -> None:
+        """End the stream from outside, by an error."""
+        self._producer.kill(_Aborted(error), block=False)
+
+    def _run(self) -> None:
+        emitter = self._emitter
+        try:
+            try:
+                self._produce(emitter)
+                if self._must_conclude and not emitter.concluded:
+                    raise RuntimeError("a producer returned without a terminal event")
+            except _Aborted as aborted:
+                emitter.fail(aborted.error)
+            except RbeeError as error:
+                emitter.fail(error)
+            except Exception as error:
+                self._log.error("internal_error", message=type(error).__name__, exc_info=error)
+                emitter.fail(internal_error(self._identity))
+            emitter.send(DONE)
+            emitter._queue.put(None)
+        except ClientGone:
+            self._disconnect()
+
+    def _watch(self) -> None:
+        """Wait for the client's end of the connection; a half-closed connection counts as gone."""
+        assert self._client is not None
+        try:
+            gone = self._client.recv(1, socket.MSG_PEEK) == b""
+        except OSError:
+            gone = True
+        if gone:
+            self._producer.kill(ClientGone, block=False)
+
+    def _disconnect(self) -> None:
+        """Unblock the writer: a client that does not read would hold it for ever."""
+        if self._client is not None:
+            try:
+                self._client.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        try:
+            self._emitter._queue.put_nowait(None)
+        except gevent.queue.Full:
+            return
+
+
+class _Aborted(gevent.GreenletExit):
+    def __init__(self, error: RbeeError) -> None:
+        super().__init__()
+        self.error = error
