@@ -1,4 +1,4 @@
-"""HTTP between our own programs: pooled connections, headers, time-outs, errors as exceptions, event streams."""
+"""HTTP between our own programs: pooled connections, headers, errors as exceptions, event streams."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class ServiceClient:
         connect_timeout_s: float | None = None,
         read_timeout_s: float | None = None,
     ) -> EventStream:
-        """Open an event stream; ``read_timeout_s`` limits the silence between two pieces, None waits for ever."""
+        """Open an event stream; ``read_timeout_s`` limits the silence between two pieces (None: never)."""
         timeout = (connect_timeout_s or self._timeout_s, read_timeout_s)
         return EventStream(self._send(method, path, body=body, params=params, stream=True, timeout=timeout))
 

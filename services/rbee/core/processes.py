@@ -28,7 +28,7 @@ def is_same_process(pid: int, started: float) -> bool:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask the kernel to send ``number`` to this process when its parent thread ends (Linux; elsewhere nothing)."""
+    """Have the kernel send ``number`` to this process when its parent thread ends (only on Linux)."""
     if sys.platform != "linux":
         return
     pr_set_pdeathsig = 1

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rbee.core.references import DEFAULT_MODEL
 
 WORKER_SETTINGS_VARIABLE = "RBEE_WORKER_SETTINGS"
-"""Environment variable by which a hive hands its [worker], [timing], [limits] and [log] values to a worker, as JSON."""
+"""The variable by which a hive hands [worker], [timing], [limits] and [log] to a worker, as JSON."""
 
 ComputeType = Literal[
     "auto",

@@ -1,4 +1,4 @@
-"""A Flask application with the rules every service keeps: keys, limits, correlation ids, request logs, metrics."""
+"""A Flask application with the rules every service keeps: keys, limits, correlation ids, logs, metrics."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable
 
 from rbee.core.errors import InvalidApiKey, MissingApiKey
 
@@ -54,6 +53,3 @@ def is_bearer_of(header: str, key: str) -> bool:
     match = _WELL_FORMED.fullmatch(header) if len(header) <= _HEADER_LIMIT else None
     given = match.group(1) if match else ""
     return hmac.compare_digest(given.encode(), key.encode())
-
-
-KeySource = Callable[[], str | None]

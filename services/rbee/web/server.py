@@ -110,7 +110,7 @@ def run_daemon(program: str, listener: socket.socket, build: Callable[[Serving],
     return 0
 
 
-class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
+class _Application(gunicorn.app.base.BaseApplication):
     def __init__(
         self,
         program: str,
@@ -135,15 +135,15 @@ class _Application(gunicorn.app.base.BaseApplication):  # type: ignore[misc]
         return self.service.app
 
 
-class PlainLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
+class PlainLogger(gunicorn.glogging.Logger):
     """Leaves gunicorn's own messages to the process's logging; requests are logged by the application."""
 
-    def setup(self, cfg: Any) -> None:
+    def setup(self, cfg: Any) -> None:  # noqa: ARG002 (gunicorn's signature)
         self.error_log = logging.getLogger("gunicorn.error")
         self.error_log.propagate = True
         self.access_log = logging.getLogger("gunicorn.access")
 
-    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+    def access(self, *_request: Any) -> None:
         """Nothing: the application writes one line per request itself."""
 
     def reopen_files(self) -> None:
@@ -153,7 +153,7 @@ class PlainLogger(gunicorn.glogging.Logger):  # type: ignore[misc]
         """Nothing: Python's files are not inherited."""
 
 
-class DaemonWorker(GeventWorker):  # type: ignore[misc]
+class DaemonWorker(GeventWorker):
     """gunicorn's gevent worker with our end: a cascade first, then leave as soon as no request is running."""
 
     def init_signals(self) -> None:
@@ -234,7 +234,10 @@ def _refuse_malformed(client: Any) -> None:
         b'{"error":{"code":"INVALID_REQUEST","message":"Malformed HTTP request","details":{"errors":'
         b'[{"field":"request","constraint":"http","message":"malformed HTTP request"}]}}}'
     )
-    head = f"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     try:
         client.sendall(head.encode() + body)
     except OSError:

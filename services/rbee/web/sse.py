@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import socket
 from collections.abc import Callable, Iterator
@@ -140,7 +141,7 @@ class _Stream:
         self._emitter = Emitter()
         self._context = contextvars.copy_context()
         self._producer = gevent.spawn(self._context.run, self._run)
-        self._watcher = gevent.spawn(self._watch) if client is not None else None
+        self._watcher = gevent.spawn(self._watch, client) if client is not None else None
 
     def chunks(self) -> Iterator[bytes]:
         queue = self._emitter._queue
@@ -184,11 +185,10 @@ class _Stream:
         except ClientGone:
             self._disconnect()
 
-    def _watch(self) -> None:
+    def _watch(self, client: socket.socket) -> None:
         """Wait for the client's end of the connection; a half-closed connection counts as gone."""
-        assert self._client is not None
         try:
-            gone = self._client.recv(1, socket.MSG_PEEK) == b""
+            gone = client.recv(1, socket.MSG_PEEK) == b""
         except OSError:
             gone = True
         if gone:
@@ -197,10 +197,8 @@ class _Stream:
     def _disconnect(self) -> None:
         """Unblock the writer: a client that does not read would hold it for ever."""
         if self._client is not None:
-            try:
+            with contextlib.suppress(OSError):
                 self._client.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         try:
             self._emitter._queue.put_nowait(None)
         except gevent.queue.Full:
