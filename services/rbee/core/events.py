@@ -7,6 +7,7 @@ every event, because a relay forwards them unchanged; that is why it is our own 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ DONE = b"data: [DONE]\n\n"
 """The very last event of every stream."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
+
+_LINE_END = re.compile("\r\n|\n|\r")
 
 
 def encode_event(data: Any, name: str | None = None) -> bytes:
@@ -98,7 +101,8 @@ def _block_end(buffer: bytes) -> int:
 
 def _parse_block(block: bytes) -> Event | None:
     name, data = "", []
-    for line in block.decode("utf-8", "replace").splitlines():
+    # Not str.splitlines, which would also cut at characters that may stand inside a line, such as U+0085.
+    for line in _LINE_END.split(block.decode("utf-8", "replace")):
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif line.startswith("event:"):

@@ -195,18 +195,14 @@ def _refuse_constant(name: str) -> None:
 
 def _is_deeper(value: Any, levels: int) -> bool:
     layer = [value]
-    for _ in range(levels + 1):
-        layer = (
-            [
-                child
-                for item in layer
-                if isinstance(item, (dict, list))
-                for child in (item.values() if isinstance(item, dict) else item)
-                if isinstance(child, (dict, list))
-            ]
-            if layer
-            else []
-        )
+    for _ in range(levels):
+        layer = [
+            child
+            for item in layer
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, (dict, list))
+        ]
         if not layer:
             return False
     return True
