@@ -15,7 +15,12 @@ from typing import TypeVar
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {"queen-rbee": "rbee.queen", "rbee-hive": "rbee.hive", "llm-worker-rbee": "rbee.worker"}
+MODULES = {
+    "queen-rbee": "rbee.queen",
+    "rbee-hive": "rbee.hive",
+    "llm-worker-rbee": "rbee.worker",
+    "sample": "support.sample_service",
+}
 T = TypeVar("T")
 
 
@@ -28,7 +33,7 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
         "TMPDIR": str(home),
         "RBEE_HOME": str(home / ".rbee"),
         "LANG": "C.UTF-8",
-        "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'cli'}",
+        "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'cli'}:{ROOT / 'tests'}",
         "PYTHONUNBUFFERED": "1",
         **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "OPENBLAS_"))},
     }
