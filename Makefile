@@ -1,0 +1,41 @@
+# The commands of the project; `make` lists them.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dev-installed
+SOURCES := services cli tests bench
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint format unit reference bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+test: lint ## Lint and run every test
+	$(BIN)/pytest
+
+lint: $(STAMP) ## Style and types
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(STAMP) ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+unit: $(STAMP) ## Only the fast tests
+	$(BIN)/pytest tests/unit tests/house
+
+reference: $(STAMP) ## Compare tokens and logits with llama.cpp on the same file
+	$(BIN)/pytest -m reference
+
+bench: $(STAMP) ## Measure; writes bench/results/
+	$(BIN)/python -m bench
+
+clean: ## Remove what these commands made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/results
