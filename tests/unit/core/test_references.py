@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.daemons import environment
 
 from rbee.core.errors import InvalidModelRef
 from rbee.core.references import DEFAULT_MODEL, ModelRef, Provider, parse_model_ref
@@ -117,11 +119,13 @@ def test_any_text_is_either_refused_or_a_fixed_point_without_parent_segments(tex
     assert len(str(ref)) <= 512
 
 
-def test_the_command_line_can_parse_references_without_heavy_imports() -> None:
+def test_the_command_line_can_parse_references_without_heavy_imports(tmp_path: Path) -> None:
     script = (
         "import sys, rbee.core.references\n"
         "heavy = {'pydantic', 'numpy', 'sqlalchemy', 'requests', 'huggingface_hub', 'flask', 'gevent'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(tmp_path), capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,135 @@
+"""The models directory: where fetched files go, and that removal takes only what is ours and unused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rbee.core.errors import DiskFull, ModelNotFound, ServiceUnavailable
+from rbee.core.references import parse_model_ref
+from rbee.models.catalog import Catalog
+from rbee.models.storage import remove_model, require_disk, target_for
+
+REPO = parse_model_ref("hf:org/repo")
+QUANT = parse_model_ref("hf:org/repo:Q4_0")
+DIGEST = "cd" * 32
+
+
+@pytest.fixture
+def models_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return Catalog(tmp_path / "models.db")
+
+
+def _write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"GGUF")
+    return path
+
+
+def _conversion(models_dir: Path, digest: str = DIGEST) -> Path:
+    return _write(models_dir / "ct2" / f"{digest}-float32" / "model.bin").parent
+
+
+def test_a_fetched_file_lies_under_provider_and_reference(models_dir: Path) -> None:
+    pypi = parse_model_ref("pypi:pkg==1.0/a.gguf")
+    assert target_for(models_dir, REPO, "a.gguf") == models_dir / "hf" / "org" / "repo" / "a.gguf"
+    assert target_for(models_dir, pypi, "a.gguf") == models_dir / "pypi" / "pkg==1.0" / "a.gguf"
+
+
+def test_files_of_one_name_in_two_folders_of_a_repository_do_not_collide(models_dir: Path) -> None:
+    paths = {target_for(models_dir, REPO, f"{folder}model.gguf") for folder in ("", "Q4_0/", "Q8_0/")}
+    assert len(paths) == 3
+    assert {path.name for path in paths} == {"model.gguf"}
+
+
+@pytest.mark.parametrize("filename", ["../../etc/a.gguf", "/etc/a.gguf", "..\\..\\a.gguf", "x/../../a.gguf"])
+def test_a_source_cannot_name_a_path_outside_the_models_directory(models_dir: Path, filename: str) -> None:
+    target = target_for(models_dir, REPO, filename)
+    assert target.name == "a.gguf"
+    assert models_dir in target.resolve().parents
+
+
+@pytest.mark.parametrize("filename", ["", "..", "sub/", "a\x00.gguf", "a\n.gguf", "x" * 250])
+def test_a_name_that_is_no_file_name_is_refused(models_dir: Path, filename: str) -> None:
+    with pytest.raises(ModelNotFound):
+        target_for(models_dir, REPO, filename)
+
+
+def test_a_link_out_of_the_models_directory_is_refused(models_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (models_dir / "hf").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ServiceUnavailable, match="link"):
+        target_for(models_dir, REPO, "a.gguf")
+
+
+def test_disk_that_does_not_cover_the_need_is_refused_in_mb(tmp_path: Path) -> None:
+    require_disk(tmp_path, 1)
+    with pytest.raises(DiskFull) as caught:
+        require_disk(tmp_path, 2**60 + 1)
+    assert caught.value.details["required"] == 2**40 + 1
+    assert 0 <= caught.value.details["available"] < 2**40
+
+
+def test_remove_takes_file_conversions_and_row(models_dir: Path, catalog: Catalog) -> None:
+    file = _write(models_dir / "hf" / "org" / "repo" / "a.gguf")
+    _write(file.with_name("a.gguf.partial"))
+    conversion = _conversion(models_dir)
+    other = _conversion(models_dir, "ef" * 32)
+    catalog.add(REPO, file, 4, DIGEST)
+    removed = remove_model(models_dir, catalog, REPO)
+    assert removed is not None
+    assert removed.ref == REPO
+    assert not (models_dir / "hf" / "org").exists()
+    assert not conversion.exists()
+    assert sorted(path.name for path in (models_dir / "ct2").iterdir()) == [other.name]
+    assert catalog.list() == ()
+    assert remove_model(models_dir, catalog, REPO) is None
+
+
+def test_remove_keeps_what_another_reference_uses(models_dir: Path, catalog: Catalog) -> None:
+    file = _write(models_dir / "hf" / "org" / "repo" / "a.gguf")
+    conversion = _conversion(models_dir)
+    catalog.add(REPO, file, 4, DIGEST)
+    catalog.add(QUANT, file, 4, DIGEST)
+    remove_model(models_dir, catalog, REPO)
+    assert file.exists()
+    assert conversion.exists()
+    remove_model(models_dir, catalog, QUANT)
+    assert not file.exists()
+    assert not conversion.exists()
+
+
+def test_remove_of_a_registered_file_takes_row_and_conversions_only(
+    models_dir: Path, catalog: Catalog
+) -> None:
+    file = _write(models_dir / "own" / "a.gguf")
+    ref = parse_model_ref(f"file:{file}")
+    conversion = _conversion(models_dir)
+    catalog.add(ref, file, 4, DIGEST)
+    remove_model(models_dir, catalog, ref)
+    assert file.exists()
+    assert not conversion.exists()
+    assert catalog.find(ref) is None
+
+
+def test_remove_never_follows_a_path_out_of_the_models_directory(
+    models_dir: Path, catalog: Catalog, tmp_path: Path
+) -> None:
+    cached = _write(tmp_path / "cache" / "blob.gguf")
+    link = models_dir / "hf" / "org" / "repo" / "a.gguf"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(cached)
+    catalog.add(REPO, cached, 4)
+    catalog.add(QUANT, link, 4)
+    remove_model(models_dir, catalog, REPO)
+    remove_model(models_dir, catalog, QUANT)
+    assert cached.exists()
+    assert catalog.list() == ()
