@@ -1,0 +1,39 @@
+"""`python -m bench [NAME …]`: run the benchmarks and write their tables to bench/results/."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from bench.measuring import Table, machine
+
+NAMES = ("startup", "relay", "decoding", "conversion", "quality")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, or all; returns the exit code."""
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        print(
+            f"Error: no benchmark named {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}",
+            file=sys.stderr,
+        )
+        return 2
+    RESULTS.mkdir(exist_ok=True)
+    report = f"{time.strftime('%Y-%m-%d')}, {machine()}\n\n"
+    print(report, end="")
+    for name in names or NAMES:
+        measure: Callable[[], Table] = import_module(f"bench.{name}").measure
+        text = measure().text()
+        print(text, flush=True)
+        report += text + "\n"
+    (RESULTS / "latest.md").write_text(report, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""What queen and hive add to a warm request, against talking to the worker directly, request by request in turn."""
+
+from __future__ import annotations
+
+from bench.fleet import Fleet
+from bench.measuring import Table, median, milliseconds, percentile
+from bench.streams import StreamClient
+
+PROMPT = "Write a short story about a bee."
+ROUNDS = 30
+TOKENS = 24
+
+
+def measure() -> Table:
+    """Alternate direct and relayed requests on one idle worker; compare medians of first token and gap."""
+    body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0.0}
+    first: dict[str, list[float]] = {"worker alone": [], "through queen and hive": []}
+    gaps: dict[str, list[float]] = {name: [] for name in first}
+    with Fleet() as fleet:
+        url, _, key = fleet.warm_worker()
+        clients = {
+            "worker alone": StreamClient(url, "/v1/inference", key),
+            "through queen and hive": StreamClient(fleet.url, "/v2/tasks"),
+        }
+        for turn in range(ROUNDS + 2):
+            for name, client in clients.items():
+                times = client.run(body)
+                if turn >= 2:
+                    first[name].append(times.first)
+                    gaps[name] += times.gaps
+        for client in clients.values():
+            client.close()
+    rows = [
+        [
+            name,
+            milliseconds(median(first[name])),
+            milliseconds(percentile(first[name], 0.95)),
+            milliseconds(median(gaps[name])),
+        ]
+        for name in first
+    ]
+    alone, relayed = first.values()
+    gap_alone, gap_relayed = gaps.values()
+    rows.append(
+        [
+            "added",
+            milliseconds(median(relayed) - median(alone)),
+            milliseconds(percentile(relayed, 0.95) - percentile(alone, 0.95)),
+            milliseconds(median(gap_relayed) - median(gap_alone)),
+        ]
+    )
+    return Table(
+        "Relay cost of a warm request",
+        ["path", "first token p50", "first token p95", "between tokens p50"],
+        rows,
+        f"{ROUNDS} requests of {TOKENS} greedy tokens each, in turn. Goal: at most 5 ms and 0.3 ms added (p50).",
+    )
