@@ -1,0 +1,197 @@
+"""Looks at this machine: memory through psutil and cgroups, NVIDIA devices through NVML, and disks."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rbee.core.logs import get_logger
+from rbee.hive.devices import MIB, Gpu
+
+log = get_logger("rbee-hive")
+
+_ENGINE_CHECK = "import ctranslate2; print(ctranslate2.get_cuda_device_count())"
+_ENGINE_CHECK_TIMEOUT_S = 30.0
+
+
+class MachineProbe:
+    """The ``DeviceProbe`` of a real machine.
+
+    Args:
+        visible_devices: the value of CUDA_VISIBLE_DEVICES. CUDA numbers only the devices it names, in its
+            order, while NVML always sees all of them; the indices here are CUDA's (by PCI bus).
+        root: where ``/proc`` and ``/sys`` are found.
+    """
+
+    def __init__(self, visible_devices: str | None = None, root: Path = Path("/")) -> None:
+        self._visible = visible_devices
+        self._root = root
+        self._engine_devices = 0
+        self._last_problem: str | None = None
+
+    def ram_total_mb(self) -> int:
+        limits = [limit for limit, _ in memory_limits(self._root)]
+        return min([psutil.virtual_memory().total, *limits]) // MIB
+
+    def ram_available_mb(self) -> int:
+        rooms = [max(0, limit - used) for limit, used in memory_limits(self._root)]
+        return min([psutil.virtual_memory().available, *rooms]) // MIB
+
+    def gpus(self) -> list[Gpu]:
+        found = visible_gpus(self._nvml_gpus(), self._visible)
+        return found[: self._count_of_engine()] if found else []
+
+    def disk_available_mb(self, path: Path) -> int:
+        existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+        try:
+            return shutil.disk_usage(existing).free // MIB
+        except OSError as error:
+            self._tell(f"free space of {existing}: {error.strerror}")
+            return 0
+
+    def _nvml_gpus(self) -> list[Gpu]:
+        """All devices of the driver; opened anew at every look, since a driver may come, go and fail."""
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+        except _driver_errors() as error:
+            self._tell(f"NVML: {error}")
+            return []
+        try:
+            found = [self._nvml_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        except _driver_errors() as error:
+            self._tell(f"NVML: {error}")
+            return []
+        finally:
+            with contextlib.suppress(*_driver_errors()):
+                pynvml.nvmlShutdown()
+        return [gpu for gpu in found if gpu is not None]
+
+    def _nvml_gpu(self, nvml: Any, index: int) -> Gpu | None:
+        """One device, or None when the driver has lost it; the others stay usable."""
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+            try:
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+                total, free = int(memory.total), int(memory.free)
+            except nvml.NVMLError_NotSupported:
+                # A device that shares the host's memory has none of its own to report.
+                host = psutil.virtual_memory()
+                total, free = host.total, host.available
+        except _driver_errors() as error:
+            self._tell(f"NVML: GPU {index}: {error}")
+            return None
+        return Gpu(index, str(uuid), str(name), total // MIB, free // MIB)
+
+    def _count_of_engine(self) -> int:
+        """How many devices CTranslate2 can use; asked in a process of its own, and again until there are any.
+
+        The CUDA runtime remembers a failure for the life of a process, and costs the hive memory.
+        """
+        if self._engine_devices == 0:
+            try:
+                answer = subprocess.run(
+                    [sys.executable, "-c", _ENGINE_CHECK],
+                    capture_output=True,
+                    timeout=_ENGINE_CHECK_TIMEOUT_S,
+                    check=True,
+                )
+                self._engine_devices = int(answer.stdout)
+            except (OSError, subprocess.SubprocessError, ValueError) as error:
+                self._tell(f"the engine cannot be asked for CUDA devices: {error}")
+            if self._engine_devices == 0:
+                self._tell("the driver shows GPUs, but CTranslate2 cannot use them (CUDA libraries missing?)")
+        return self._engine_devices
+
+    def _tell(self, problem: str) -> None:
+        """Log a problem once, not at every look."""
+        if problem != self._last_problem:
+            self._last_problem = problem
+            log.info("device_probe", message=problem)
+
+
+def visible_gpus(gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
+    """The devices CUDA will show under this value of CUDA_VISIBLE_DEVICES, with CUDA's indices.
+
+    Its rules: entries are indices or (beginnings of) UUIDs; the first one that names no device ends the list;
+    an empty value hides all. https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars
+    """
+    if visible is None:
+        return list(gpus)
+    chosen: list[Gpu] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        if entry.isdigit():
+            match = [gpu for gpu in gpus if gpu.index == int(entry)]
+        else:
+            match = [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
+        if len(match) != 1 or any(gpu.uuid == match[0].uuid for gpu in chosen):
+            break
+        chosen.append(match[0])
+    return [replace(gpu, index=position) for position, gpu in enumerate(chosen)]
+
+
+def memory_limits(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of every cgroup above this process that limits memory, versions 1 and 2.
+
+    Pages of files count as free: the kernel drops them when memory is asked for.
+    https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+            names = ("memory.max", "memory.current", "inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            mounts = [root / "sys/fs/cgroup/memory"]
+            names = (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+                "total_active_file",
+            )
+        else:
+            continue
+        for mount in mounts:
+            found += [_limit_of(folder, *names) for folder in _folders(mount, path)]
+    return [limit for limit in found if limit is not None]
+
+
+def _folders(mount: Path, path: str) -> list[Path]:
+    """The cgroup's folder and all above it; in a container the path may lie outside of what is mounted."""
+    folder = mount / path.lstrip("/")
+    folders = [mount] if folder == mount else [folder, *folder.parents]
+    inside = folders[: folders.index(mount) + 1] if mount in folders else [mount]
+    return [candidate for candidate in inside if candidate.is_dir()]
+
+
+def _limit_of(folder: Path, limit_name: str, usage_name: str, *reclaimable: str) -> tuple[int, int] | None:
+    try:
+        limit = int((folder / limit_name).read_text())
+        usage = int((folder / usage_name).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None  # "max", or a cgroup without a memory controller
+    cached = sum(int(stat.get(name, 0)) for name in reclaimable)
+    return limit, max(0, usage - cached)
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    """What the binding raises: its own errors, and the loader's for a driver that is half installed."""
+    import pynvml
+
+    return (pynvml.NVMLError, OSError, AttributeError, ValueError)
