@@ -1,0 +1,155 @@
+"""One conversion per result across processes: the second waits and shows the first one's progress.
+
+The lock is the kernel's (flock), so that it ends with its holder, however that ends. Beside it lies a note
+with the holder's pid, host, start and progress: for messages and for those who wait, never for a decision.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rbee.core.clock import utc_iso
+
+OnProgress = Callable[[int, int], None]
+
+LOCKS_FOLDER = ".locks"
+_PARTIAL = ".partial"
+_POLL_S = 0.1
+_NOTE_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class ConversionOwner:
+    """Who holds the lock of a conversion, since when (UTC), and how far it is."""
+
+    pid: int
+    host: str
+    since: str
+    tensors_done: int = 0
+    tensors_total: int = 0
+
+
+@contextmanager
+def exclusive_conversion(folder: Path, key: str, on_progress: OnProgress) -> Iterator[OnProgress]:
+    """Hold the lock of ``key`` in ``folder``; yields the progress callback to use while converting.
+
+    While another process holds it, its progress goes to ``on_progress``. What ``on_progress`` sees never
+    goes backwards, even when the other process dies half-way and this one starts again. Left-overs of dead
+    conversions are removed.
+    """
+    locks = folder / LOCKS_FOLDER
+    locks.mkdir(parents=True, exist_ok=True)
+    note, forward = locks / f"{key}.json", _forward_only(on_progress)
+    lock = _lock(locks, key)
+    _acquire(lock, note, forward)
+    try:
+        _remove_leftovers(folder, key)
+        yield _noting(note, forward)
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
+
+
+def conversion_owner(folder: Path, key: str) -> ConversionOwner | None:
+    """The live holder of the lock of ``key``; None when nobody holds it, whatever a note says."""
+    locks = folder / LOCKS_FOLDER
+    if not (locks / f"{key}.lock").exists():
+        return None
+    lock = _lock(locks, key)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return _read(locks / f"{key}.json")
+    lock.release()
+    return None
+
+
+def partial_folder(folder: Path, key: str) -> Path:
+    """A new folder to build the result of ``key`` in; only the holder of its lock may call this."""
+    path = folder / f".{key}.{os.getpid()}-{time.time_ns():x}{_PARTIAL}"
+    path.mkdir()
+    return path
+
+
+def _lock(locks: Path, key: str) -> FileLock:
+    return FileLock(locks / f"{key}.lock", thread_local=False)
+
+
+def _acquire(lock: FileLock, note: Path, forward: OnProgress) -> None:
+    while True:
+        try:
+            lock.acquire(timeout=_POLL_S, poll_interval=_POLL_S / 2)
+        except Timeout:
+            owner = _read(note)
+            if owner is not None and owner.tensors_total:
+                forward(owner.tensors_done, owner.tensors_total)
+        else:
+            return
+
+
+def _remove_leftovers(folder: Path, key: str) -> None:
+    """Remove unfinished folders of this key, and of other keys whose lock is free: their makers are dead."""
+    locks = folder / LOCKS_FOLDER
+    for path in folder.glob(f".*{_PARTIAL}"):
+        other = path.name.removeprefix(".").rsplit(".", 2)[0]
+        if other == key:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        lock = _lock(locks, other)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        lock.release()
+
+
+def _forward_only(on_progress: OnProgress) -> OnProgress:
+    furthest = -1
+
+    def report(done: int, total: int) -> None:
+        nonlocal furthest
+        if done > furthest:
+            furthest = done
+            on_progress(done, total)
+
+    return report
+
+
+def _noting(note: Path, forward: OnProgress) -> OnProgress:
+    owner = ConversionOwner(os.getpid(), socket.gethostname(), utc_iso())
+    _write(note, owner)
+    noted_at = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal noted_at
+        now = time.monotonic()
+        if now - noted_at >= _NOTE_EVERY_S:
+            noted_at = now
+            _write(note, replace(owner, tensors_done=done, tensors_total=total))
+        forward(done, total)
+
+    return report
+
+
+def _write(note: Path, owner: ConversionOwner) -> None:
+    partial = note.with_suffix(".new")
+    partial.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+    os.replace(partial, note)
+
+
+def _read(note: Path) -> ConversionOwner | None:
+    try:
+        return ConversionOwner(**json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
