@@ -65,7 +65,8 @@ def fingerprint(secret: str) -> str:
 
 def get_logger(component: str) -> Any:
     """A logger bound to its component; call it as ``log.info("event_code", message="…", key=value)``."""
-    return structlog.get_logger().bind(component=component)
+    # Bound at its first use: a module may make its logger before logging is configured.
+    return structlog.get_logger(component=component)
 
 
 def configure_logging(level: str, *, file: Path | None = None) -> None:
