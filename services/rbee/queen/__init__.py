@@ -1,0 +1,1 @@
+"""The queen: the one orchestrator of a fleet."""

@@ -1,0 +1,163 @@
+"""The program ``queen-rbee``: reads arguments and environment, builds the adapters, serves."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rbee import __version__
+
+if TYPE_CHECKING:
+    from rbee.core.settings import Settings
+    from rbee.queen.adapters.http_peers import HttpPeers
+    from rbee.queen.ports import NodeStore
+    from rbee.queen.shutdown import QueenService
+    from rbee.web.auth import KeyRing
+    from rbee.web.server import Serving
+
+PROGRAM = "queen-rbee"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns its exit code."""
+    options = _arguments(sys.argv[1:] if argv is None else argv)
+    from rbee.core.logs import configure_logging
+    from rbee.core.settings import SettingsError, load_api_key, load_settings, prepare_home, split_address
+    from rbee.web.server import bind, fail_start, run_daemon
+
+    environ = dict(os.environ)
+    overrides = {"queen": {"listen_addr": options.addr}}
+    try:
+        settings = load_settings(environ, config=options.config, overrides=overrides)
+        key = load_api_key(settings, environ)
+        prepare_home(settings)
+    except SettingsError as error:
+        return fail_start(str(error))
+    except OSError as error:
+        return fail_start(f"the state directory cannot be made: {error}")
+    host, port = split_address(settings.queen.listen_addr)
+    port = port if options.port is None else options.port
+    if key is None and not is_loopback(host):
+        return fail_start(
+            f"{host} is not a loopback address and no API key is configured; "
+            "set RBEE_API_KEY or auth.api_key_file"
+        )
+    configure_logging(settings.log.level, file=settings.log_dir / f"{PROGRAM}.log")
+    try:
+        listener = bind(host, port)
+    except OSError as error:
+        return fail_start(f"cannot listen on {host}:{port}: {error.strerror}")
+    start = _Start(settings, key, environ, options, keeper_pid=os.getppid() if options.ephemeral else None)
+    return run_daemon(PROGRAM, listener, start.build)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine reaches ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(PROGRAM, description="The orchestrator of an rbee fleet.")
+    parser.add_argument("command", nargs="?", choices=["daemon"], default="daemon", help=argparse.SUPPRESS)
+    parser.add_argument("--addr", metavar="HOST:PORT", help="address to listen on")
+    parser.add_argument("--port", "-p", type=_port, help="port to listen on (default 8080)")
+    parser.add_argument("--config", "-c", metavar="FILE", help="config file")
+    parser.add_argument(
+        "--database", "-d", metavar="FILE", help="node registry (default RBEE_HOME/beehives.db)"
+    )
+    parser.add_argument("--ephemeral", action="store_true", help="end when the keeper that started it ends")
+    parser.add_argument(
+        "--prestart-hive", action="store_true", help="start this machine's hive at once: a task is coming"
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    return parser.parse_args(argv)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("must be a port from 0 to 65535")
+    return int(text)
+
+
+@dataclass
+class _Start:
+    """What the serving process builds the queen from."""
+
+    settings: Settings
+    key: str | None
+    environ: Mapping[str, str]
+    options: argparse.Namespace
+    keeper_pid: int | None
+
+    def build(self, serving: Serving) -> QueenService:
+        """Runs in the serving process, after gevent has patched it; the heavy imports are here."""
+        from rbee.queen.adapters.local_hive import LocalHive, is_listening
+        from rbee.queen.identity import load_identity
+        from rbee.queen.registry import builtin_node
+
+        settings = self.settings
+        identity = load_identity(settings.home / "queen.id")
+        local = builtin_node(settings.queen.local_hive_port)
+        local_hive = LocalHive(identity, self.environ, self.options.config)
+        prestarted = None
+        if self.options.prestart_hive and not is_listening(local.ssh_host, local.hive_port):
+            # Before everything else: the hive's own start-up is the longest part of a first answer.
+            prestarted = local_hive.start(local, local.hive_port)
+
+        from rbee.queen.adapters.http_peers import HttpPeers
+        from rbee.queen.app import Queen, create_app
+        from rbee.queen.fleet import Fleet
+        from rbee.queen.registry import Nodes
+        from rbee.queen.shutdown import QueenService
+        from rbee.web.app import correlation_id
+        from rbee.web.auth import KeyRing
+
+        timing, keys = settings.timing, KeyRing(self.key)
+        peers = HttpPeers(
+            lambda: keys.key, lambda node: node.ssh_host, correlation_id, timing.hive_connect_timeout_s
+        )
+        nodes = Nodes(self._open_store, local)
+        fleet = Fleet(nodes, peers, lambda _node: local_hive, identity, __version__, timing)
+        if prestarted is not None:
+            fleet.begin_start(local, prestarted)
+        if self.keeper_pid is None:
+            nodes.open()
+        queen = Queen(settings, __version__, keys, nodes, fleet)
+        return QueenService(
+            queen,
+            create_app(queen),
+            request_shutdown=serving.request_shutdown,
+            reload_key=lambda: self._reload_key(keys, peers),
+            keeper_pid=self.keeper_pid,
+        )
+
+    def _open_store(self) -> NodeStore:
+        from rbee.queen.adapters.sqlite_nodes import SqliteNodes
+
+        named = self.options.database
+        return SqliteNodes(Path(named).expanduser() if named else self.settings.home / "beehives.db")
+
+    def _reload_key(self, keys: KeyRing, peers: HttpPeers) -> None:
+        from rbee.core.logs import get_logger
+        from rbee.core.settings import SettingsError, load_api_key
+
+        try:
+            keys.replace(load_api_key(self.settings, self.environ))
+        except SettingsError as error:
+            get_logger(PROGRAM).error("key_reload_failed", message=str(error))
+            return
+        peers.forget_all()
+        get_logger(PROGRAM).info("key_reloaded", message="the key file was read again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

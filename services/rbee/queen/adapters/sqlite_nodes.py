@@ -1,0 +1,122 @@
+"""The node registry as the table ``beehives`` of an SQLite file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError, IntegrityError, SQLAlchemyError
+
+from rbee.core.errors import NodeExists, ServiceUnavailable
+from rbee.core.logs import get_logger
+from rbee.queen.registry import Node, NodeStatus
+
+_BUSY_TIMEOUT_S = 5.0
+_METADATA = sa.MetaData()
+BEEHIVES = sa.Table(
+    "beehives",
+    _METADATA,
+    sa.Column("node_name", sa.Text, primary_key=True),
+    sa.Column("ssh_host", sa.Text, nullable=False),
+    sa.Column("ssh_port", sa.Integer, nullable=False, server_default="22"),
+    sa.Column("ssh_user", sa.Text, nullable=False),
+    sa.Column("ssh_key_path", sa.Text),
+    sa.Column("git_repo_url", sa.Text),
+    sa.Column("git_branch", sa.Text, nullable=False, server_default="main"),
+    sa.Column("install_path", sa.Text, nullable=False),
+    sa.Column("hive_port", sa.Integer, nullable=False, server_default="9200"),
+    sa.Column("last_connected_unix", sa.Integer),
+    sa.Column("last_error", sa.Text),
+    sa.Column("status", sa.Text, nullable=False, server_default="unknown"),
+    sa.Column("backends", sa.JSON(none_as_null=True)),
+    sa.Column("devices", sa.JSON(none_as_null=True)),
+)
+
+
+class SqliteNodes:
+    """The store behind ``Nodes``; a file that is no database is moved aside and told in the log."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._engine = _open(file)
+            except DatabaseError:
+                aside = file.with_name(f"{file.name}.corrupt.backup")
+                file.replace(aside)
+                get_logger("queen-rbee").warning(
+                    "database_corrupt", message="node registry moved aside", path=str(aside)
+                )
+                self._engine = _open(file)
+        except (SQLAlchemyError, OSError) as error:
+            raise _unavailable() from error
+
+    def get(self, name: str) -> Node | None:
+        with self._begin() as connection:
+            row = connection.execute(sa.select(BEEHIVES).where(BEEHIVES.c.node_name == name)).first()
+            return None if row is None else _node(row)
+
+    def all(self) -> list[Node]:
+        with self._begin() as connection:
+            in_order = sa.select(BEEHIVES).order_by(sa.text("rowid"))
+            return [_node(row) for row in connection.execute(in_order)]
+
+    def add(self, node: Node) -> None:
+        record = node.record()
+        del record["builtin"]
+        try:
+            with self._begin() as connection:
+                connection.execute(BEEHIVES.insert().values(**record))
+        except IntegrityError:
+            raise NodeExists(node.node_name) from None
+
+    def remove(self, name: str) -> bool:
+        with self._begin() as connection:
+            gone = connection.execute(BEEHIVES.delete().where(BEEHIVES.c.node_name == name))
+            return bool(gone.rowcount)
+
+    def note_contact(self, name: str, status: str, connected_unix: int | None, error: str | None) -> None:
+        values = {"status": str(status), "last_connected_unix": connected_unix, "last_error": error}
+        with self._begin() as connection:
+            connection.execute(BEEHIVES.update().where(BEEHIVES.c.node_name == name).values(**values))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _begin(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise _unavailable() from error
+
+
+def _open(file: Path) -> sa.Engine:
+    engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_S})
+    try:
+        with engine.begin() as connection:
+            verdict = connection.exec_driver_sql("PRAGMA quick_check").scalar()
+            if verdict != "ok":
+                raise DatabaseError("PRAGMA quick_check", None, Exception(str(verdict)))
+        _METADATA.create_all(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _node(row: sa.Row[Any]) -> Node:
+    values = dict(row._mapping)
+    values["status"] = NodeStatus(values["status"])
+    return Node(**values)
+
+
+def _unavailable() -> ServiceUnavailable:
+    return ServiceUnavailable("The node registry cannot be used", suggestion="See the queen's log")

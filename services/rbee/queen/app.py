@@ -1,0 +1,58 @@
+"""The queen's application: its parts, and the table of its routes."""
+
+from __future__ import annotations
+
+import flask
+
+from rbee.core.errors import ServiceUnavailable
+from rbee.core.settings import Settings
+from rbee.queen.fleet import Fleet
+from rbee.queen.inference import KnownWorkers, TaskFlow
+from rbee.queen.metrics import Metrics
+from rbee.queen.registry import Nodes
+from rbee.queen.routes import health, logs, models, orchestrator, registry, tasks, workers
+from rbee.queen.tasks import OpenTasks
+from rbee.web.app import add_metrics_route, create_service_app
+from rbee.web.auth import KeyRing
+from rbee.web.sse import OpenStreams
+
+
+class Queen:
+    """Everything the routes work with."""
+
+    def __init__(self, settings: Settings, version: str, keys: KeyRing, nodes: Nodes, fleet: Fleet) -> None:
+        timing = settings.timing
+        self.settings = settings
+        self.version = version
+        self.keys = keys
+        self.nodes = nodes
+        self.fleet = fleet
+        self.metrics = Metrics()
+        self.tasks = OpenTasks(settings.queen.max_pending)
+        self.flow = TaskFlow(fleet, KnownWorkers(), timing, self.metrics)
+        self.work = OpenStreams("queen-rbee", timing.sse_keepalive_s)
+        """Tasks and pulls: a shutdown lets them finish for a while."""
+        self.log_readers = OpenStreams("queen-rbee", timing.sse_keepalive_s)
+        """A shutdown ends these at once."""
+        self.is_draining = False
+        self.metrics.watch(lambda: len(self.tasks), self.tasks.capacity, lambda: len(fleet.owned))
+
+    def refuse_when_draining(self) -> None:
+        """Raise ``ServiceUnavailable`` once the queen is on its way out."""
+        if self.is_draining:
+            raise ServiceUnavailable("The queen is shutting down")
+
+
+def create_app(queen: Queen) -> flask.Flask:
+    """The WSGI application over ``queen``."""
+    app = create_service_app(
+        "queen-rbee",
+        queen.keys,
+        body_bytes=queen.settings.limits.body_bytes,
+        invalid_per_second=queen.settings.limits.invalid_per_second,
+        on_error=queen.metrics.count_error,
+    )
+    for routes in (health, registry, tasks, workers, models, logs, orchestrator):
+        app.register_blueprint(routes.blueprint(queen))
+    add_metrics_route(app, queen.metrics.registry)
+    return app

@@ -1,0 +1,278 @@
+"""Reaching a node's hive: connect, start it where none runs, own what was started, renew its lease."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gevent
+
+from rbee.core.client import TransportFailure
+from rbee.core.errors import (
+    BadHiveResponse,
+    ConnectionTimeout,
+    HiveStartFailed,
+    LeaseHeld,
+    RbeeError,
+    ServiceUnavailable,
+    VersionMismatch,
+)
+from rbee.core.logs import get_logger
+from rbee.core.settings import Timing
+from rbee.queen.ports import HiveApi, HiveHealth, HiveLauncher, HiveProcess, NotAHive, Peers
+from rbee.queen.registry import Node, Nodes
+from rbee.queen.retries import attempt_line, attempts
+
+Narrate = Callable[[str, str], None]
+"""Told an action and its text."""
+_LOOKUP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class OwnedHive:
+    """A hive this queen renews the lease of and ends."""
+
+    node: Node
+    pid: int
+
+
+@dataclass(frozen=True)
+class _Started:
+    """Outcome of a start: the node with its hive's true port, or why there is none."""
+
+    node: Node
+    health: HiveHealth | None = None
+    error: RbeeError | None = None
+
+
+def silently(_action: str, _text: str) -> None:
+    """Narrate to nobody."""
+
+
+class Fleet:
+    """The hives of all nodes as this queen sees them."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        peers: Peers,
+        launcher_for: Callable[[Node], HiveLauncher],
+        identity: str,
+        version: str,
+        timing: Timing,
+    ) -> None:
+        self.nodes = nodes
+        self.peers = peers
+        self.launcher_for = launcher_for
+        self._identity = identity
+        self._version = version
+        self._timing = timing
+        self._log = get_logger("queen-rbee")
+        self._owned: dict[str, OwnedHive] = {}
+        self._starting: dict[str, gevent.Greenlet] = {}
+        self._is_closing = False
+
+    @property
+    def owned(self) -> list[OwnedHive]:
+        return list(self._owned.values())
+
+    def reach(self, node: Node, narrate: Narrate, client_version: str | None = None) -> HiveApi:
+        """The node's hive, started if none runs, of the version that ``client_version`` needs.
+
+        Raises:
+            ConnectionTimeout, BadHiveResponse, HiveStartFailed, SshConnectionFailed, VersionMismatch,
+            InvalidApiKey
+        """
+        try:
+            health = self._connect(node, narrate)
+            if health is None:
+                node, health = self._start_once(node, narrate)
+        except RbeeError as error:
+            self.nodes.note_unreachable(node, error.message)
+            raise
+        self._note_owner(node, health)
+        self.nodes.note_reachable(node)
+        wanted = client_version or self._version
+        if health.version != wanted:
+            raise VersionMismatch(wanted, hive_version=health.version)
+        return self.peers.hive(node)
+
+    def look(self, node: Node, timeout_s: float) -> HiveApi | None:
+        """The node's hive if one runs there; None where the connection is refused. Starts nothing.
+
+        Raises:
+            ConnectionTimeout: no answer in time. BadHiveResponse, InvalidApiKey: an unusable one.
+        """
+        try:
+            hive = self.peers.hive(node)
+            health = hive.health(timeout_s)
+        except TransportFailure as failure:
+            if failure.kind == "refused":
+                return None
+            raise ConnectionTimeout(node.ssh_host, node.hive_port, 1, timeout_s, node.node_name) from None
+        except NotAHive as error:
+            if node.builtin:
+                return None
+            raise BadHiveResponse(node.ssh_host, str(error)) from None
+        self._note_owner(node, health)
+        return hive
+
+    def preflight(self, node: Node, hive: HiveApi) -> None:
+        """The pool preflight: the hive is alive.
+
+        Raises:
+            BadHiveResponse, ConnectionTimeout
+        """
+        timeout_s = self._timing.hive_connect_timeout_s
+        try:
+            health = hive.health(timeout_s)
+        except TransportFailure:
+            raise ConnectionTimeout(hive.host, hive.port, 1, timeout_s, node.node_name) from None
+        except NotAHive as error:
+            raise BadHiveResponse(hive.host, str(error)) from None
+        if health.status != "alive":
+            raise BadHiveResponse(hive.host, f"status is {health.status!r}, not 'alive'")
+
+    def begin_start(self, node: Node, process: HiveProcess | None = None) -> gevent.Greenlet:
+        """Start the node's hive in the background, once however many ask.
+
+        Args:
+            process: a hive that has been launched already and only needs to be waited for.
+        """
+        running = self._starting.get(node.node_name)
+        if running is None:
+            running = gevent.spawn(self._start, node, process)
+            self._starting[node.node_name] = running
+        return running
+
+    def resume_leases(self) -> None:
+        """Look the hives of all registered nodes up and own again those that name this queen."""
+        gevent.joinall([gevent.spawn(self._look_up, node) for node in self.nodes.all()])
+
+    def keep_leases(self) -> None:
+        """Renew the leases of owned hives for ever."""
+        while True:
+            gevent.sleep(self._timing.lease_renew_s)
+            gevent.joinall([gevent.spawn(self._renew, hive) for hive in self.owned])
+
+    def close(self) -> list[OwnedHive]:
+        """Start no more hives, wait for starts under way to become known, and give up what is owned."""
+        self._is_closing = True
+        gevent.joinall(
+            [running for name, running in self._starting.items() if name not in self._owned],
+            timeout=self._timing.ssh_connect_timeout_s,
+        )
+        owned = self.owned
+        self._owned.clear()
+        return owned
+
+    def _connect(self, node: Node, narrate: Narrate) -> HiveHealth | None:
+        """The hive's health, or None where a hive has to be started."""
+        timeout_s = self._timing.hive_connect_timeout_s
+        plan = attempts(self._timing.hive_connect_attempts, self._timing.hive_connect_delays_ms)
+        for attempt in plan:
+            if attempt.delay_ms:
+                gevent.sleep(attempt.delay_ms / 1000)
+            narrate("retry", attempt_line(attempt, node.ssh_host, node.hive_port, timeout_s))
+            try:
+                return self.peers.hive(node).health(timeout_s)
+            except NotAHive as error:
+                if node.builtin:
+                    return None
+                raise BadHiveResponse(node.ssh_host, str(error)) from None
+            except TransportFailure as failure:
+                if failure.kind == "refused":
+                    return None
+                self._log.warning(
+                    "hive_connect_failed",
+                    message=failure.reason,
+                    node=node.node_name,
+                    attempt=attempt.number,
+                )
+        raise ConnectionTimeout(node.ssh_host, node.hive_port, len(plan), timeout_s, node.node_name)
+
+    def _start_once(self, node: Node, narrate: Narrate) -> tuple[Node, HiveHealth]:
+        narrate("hive_start", f"Starting rbee-hive on {node.node_name}")
+        started: _Started = self.begin_start(node).get()
+        if started.error is not None:
+            raise started.error
+        assert started.health is not None  # noqa: S101 (an outcome has one or the other)
+        narrate("hive_start", f"rbee-hive is ready on {node.node_name}")
+        return started.node, started.health
+
+    def _start(self, node: Node, process: HiveProcess | None) -> _Started:
+        """Runs in a greenlet of its own: a task that is cancelled meanwhile does not undo the start."""
+        launcher = self.launcher_for(node)
+        try:
+            if process is None:
+                if self._is_closing:
+                    raise ServiceUnavailable("The queen is shutting down")
+                process = launcher.start(node, node.hive_port)
+            if node.builtin:
+                node = self.nodes.move_local_hive(process.port)
+            if process.pid is not None:
+                self._owned[node.node_name] = OwnedHive(node, process.pid)
+            self._log.info(
+                "hive_started", message="hive process started", node=node.node_name, pid=process.pid
+            )
+            return _Started(node, health=self._await_health(node, launcher))
+        except RbeeError as error:
+            self._log.error("hive_start_failed", message=error.message, node=node.node_name)
+            self._drop_dead(node, launcher)
+            return _Started(node, error=error)
+        finally:
+            self._starting.pop(node.node_name, None)
+
+    def _await_health(self, node: Node, launcher: HiveLauncher) -> HiveHealth:
+        deadline = time.monotonic() + self._timing.hive_start_timeout_s
+        poll_s = self._timing.hive_start_poll_ms / 1000
+        while True:
+            launcher.pause(node, poll_s)
+            try:
+                health = self.peers.hive(node).health(self._timing.hive_connect_timeout_s)
+                self._note_owner(node, health)
+                return health
+            except (TransportFailure, NotAHive):
+                reason = launcher.failure(node)
+            if reason is not None:
+                raise HiveStartFailed(node.ssh_host, reason)
+            if time.monotonic() > deadline:
+                limit = self._timing.hive_start_timeout_s
+                raise HiveStartFailed(node.ssh_host, f"no answer within {limit:g} seconds")
+
+    def _drop_dead(self, node: Node, launcher: HiveLauncher) -> None:
+        owned = self._owned.get(node.node_name)
+        if owned is not None and launcher.failure(node) is not None:
+            del self._owned[node.node_name]
+
+    def _note_owner(self, node: Node, health: HiveHealth) -> None:
+        if health.owner == self._identity and health.pid is not None:
+            known = self._owned.get(node.node_name)
+            if known is None or known.pid != health.pid:
+                self._owned[node.node_name] = OwnedHive(node, health.pid)
+        elif health.owner != self._identity:
+            self._owned.pop(node.node_name, None)
+
+    def _look_up(self, node: Node) -> None:
+        try:
+            if self.look(node, _LOOKUP_TIMEOUT_S) is not None and node.node_name in self._owned:
+                self._renew(self._owned[node.node_name])
+        except RbeeError as error:
+            self._log.info("hive_lookup_failed", message=error.message, node=node.node_name)
+
+    def _renew(self, owned: OwnedHive) -> None:
+        node = owned.node
+        try:
+            self.peers.hive(node).renew_lease(self._identity, self._timing.lease_ttl_s)
+        except LeaseHeld as error:
+            self._owned.pop(node.node_name, None)
+            self._log.warning("lease_lost", message=error.message, node=node.node_name)
+        except TransportFailure as failure:
+            self._log.warning("lease_renewal_failed", message=failure.reason, node=node.node_name)
+            if failure.kind == "refused" and self._owned.get(node.node_name) == owned:
+                gone = not self.launcher_for(node).is_alive(node, owned.pid) if node.builtin else True
+                if gone:
+                    self._owned.pop(node.node_name, None)
+        except RbeeError as error:
+            self._log.warning("lease_renewal_failed", message=error.message, node=node.node_name)

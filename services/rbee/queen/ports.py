@@ -1,0 +1,178 @@
+"""What the queen needs from the outside, as protocols: hives, workers, hive processes, the node store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rbee.core.events import Event
+from rbee.core.lifecycle import WorkerState
+
+if TYPE_CHECKING:
+    from rbee.queen.registry import Node
+
+
+@dataclass(frozen=True)
+class HiveHealth:
+    """What a hive says of itself."""
+
+    status: str
+    version: str
+    owner: str | None
+    pid: int | None
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker as its hive lists it."""
+
+    worker_id: str
+    url: str
+    model_ref: str
+    backend: str
+    device: int
+    state: WorkerState
+    slots_total: int
+    slots_available: int
+
+
+@dataclass(frozen=True)
+class WorkerAccess:
+    """Where a worker is and the key it accepts."""
+
+    worker_id: str
+    url: str
+    api_key: str | None
+
+
+@dataclass(frozen=True)
+class Download:
+    """A transfer on a hive; ``local_path`` is None while it runs."""
+
+    download_id: str
+    local_path: str | None
+
+
+class Events(AbstractContextManager["Events"], Protocol):
+    """An open event stream."""
+
+    headers: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Event]: ...
+
+    def close(self) -> None: ...
+
+
+class HiveApi(Protocol):
+    """One hive. Every call raises ``RbeeError`` (an answer) or ``TransportFailure`` (no usable answer)."""
+
+    host: str
+    port: int
+
+    def health(self, timeout_s: float) -> HiveHealth:
+        """Raises ``NotAHive`` when something else answers."""
+
+    def workers(self, timeout_s: float | None = None) -> list[WorkerRecord]: ...
+
+    def spawn(self, model_ref: str, backend: str | None, device: int | None) -> WorkerAccess: ...
+
+    def access(self, worker_id: str) -> WorkerAccess:
+        """Address and key of a live worker; starts none."""
+
+    def narration(self, worker_id: str) -> Events: ...
+
+    def end_worker(self, worker_id: str) -> None: ...
+
+    def download(self, model_ref: str) -> Download: ...
+
+    def download_progress(self, download_id: str) -> Events: ...
+
+    def models(self) -> list[dict[str, Any]]: ...
+
+    def remove_model(self, model_ref: str) -> None: ...
+
+    def logs(self, follow: bool, lines: int, worker_id: str | None) -> Events: ...
+
+    def renew_lease(self, owner: str, ttl_s: float) -> None: ...
+
+
+class WorkerApi(Protocol):
+    """One worker. Calls raise as ``HiveApi`` does."""
+
+    access: WorkerAccess
+
+    def ready(self, timeout_s: float) -> dict[str, Any]: ...
+
+    def probe(self, timeout_s: float) -> WorkerState:
+        """The state it reports on its public health endpoint."""
+
+    def loading_progress(self) -> Events: ...
+
+    def infer(self, body: Mapping[str, Any]) -> Events: ...
+
+    def cancel(self, request_id: str, timeout_s: float) -> None: ...
+
+
+class Peers(Protocol):
+    """Opens connections to hives and workers, and keeps them open between requests."""
+
+    def hive(self, node: Node) -> HiveApi:
+        """Raises ``TransportFailure`` when the node's transport cannot even name an address."""
+
+    def worker(self, access: WorkerAccess) -> WorkerApi: ...
+
+
+@dataclass(frozen=True)
+class HiveProcess:
+    """A hive that was started: where it listens and which process to signal (None: not known yet)."""
+
+    port: int
+    pid: int | None
+
+
+class HiveLauncher(Protocol):
+    """Starts and signals hive processes of one kind of node."""
+
+    def start(self, node: Node, port: int) -> HiveProcess:
+        """Start a hive on ``port``, or on a free one where the launcher may choose; it need not listen yet.
+
+        Raises:
+            HiveStartFailed, SshConnectionFailed
+        """
+
+    def pause(self, node: Node, timeout_s: float) -> None:
+        """Wait ``timeout_s``, less when there is news of the start."""
+
+    def failure(self, node: Node) -> str | None:
+        """Why the hive started last has ended, or None while it runs (or nothing is known)."""
+
+    def signal(self, node: Node, pid: int, number: int) -> None:
+        """Deliver a signal; a process that is gone is no error.
+
+        Raises:
+            SshConnectionFailed: the node cannot be reached.
+        """
+
+    def is_alive(self, node: Node, pid: int) -> bool: ...
+
+
+class NodeStore(Protocol):
+    """Registered nodes on disk. Raises ``ServiceUnavailable`` when the database cannot be used."""
+
+    def get(self, name: str) -> Node | None: ...
+
+    def all(self) -> list[Node]: ...
+
+    def add(self, node: Node) -> None: ...
+
+    def remove(self, name: str) -> bool: ...
+
+    def note_contact(self, name: str, status: str, connected_unix: int | None, error: str | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NotAHive(Exception):
+    """Something that is no hive answered at a hive's address."""

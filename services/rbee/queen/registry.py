@@ -1,0 +1,162 @@
+"""The nodes of the fleet: registered ones from the store, and the built-in node ``localhost``."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from rbee.core.errors import NodeExists, NodeNotFound, NodeProtected
+from rbee.queen.ports import NodeStore
+
+LOCALHOST = "localhost"
+CONTACT_NOTED_EVERY_S = 5
+"""A repeated good contact is written to the store no more often than this."""
+
+
+class NodeStatus(StrEnum):
+    """Outcome of the last contact with a node."""
+
+    UNKNOWN = "unknown"
+    REACHABLE = "reachable"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node as registered, with the outcome of its last contact."""
+
+    node_name: str
+    ssh_host: str
+    ssh_user: str
+    install_path: str
+    ssh_port: int = 22
+    ssh_key_path: str | None = None
+    git_repo_url: str | None = None
+    git_branch: str = "main"
+    hive_port: int = 9200
+    last_connected_unix: int | None = None
+    last_error: str | None = None
+    status: NodeStatus = NodeStatus.UNKNOWN
+    backends: list[str] | None = None
+    devices: dict[str, int] | None = None
+    builtin: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """The node as the API shows it."""
+        return asdict(self)
+
+
+def builtin_node(hive_port: int) -> Node:
+    """This machine as a node; it needs no login and is no row of the store."""
+    return Node(
+        node_name=LOCALHOST,
+        ssh_host="127.0.0.1",
+        ssh_user=_user(),
+        install_path=sys.prefix,
+        hive_port=hive_port,
+        builtin=True,
+    )
+
+
+class Nodes:
+    """Looks nodes up and notes contacts.
+
+    Args:
+        open_store: opens the store on first need; nothing that concerns localhost alone opens it.
+    """
+
+    def __init__(
+        self, open_store: Callable[[], NodeStore], local: Node, now: Callable[[], float] = time.time
+    ) -> None:
+        self._open_store = open_store
+        self._opened: NodeStore | None = None
+        self._local = local
+        self._now = now
+
+    @property
+    def store(self) -> NodeStore:
+        """The store, opened now if it was not."""
+        if self._opened is None:
+            self._opened = self._open_store()
+        return self._opened
+
+    def open(self) -> None:
+        """Open the store now, which makes its file."""
+        _ = self.store
+
+    def find(self, name: str) -> Node:
+        """The node of that name.
+
+        Raises:
+            NodeNotFound: it is not registered.
+        """
+        node = self._local if name == LOCALHOST else self.store.get(name)
+        if node is None:
+            raise NodeNotFound(name)
+        return node
+
+    def all(self) -> list[Node]:
+        """Localhost, then the registered nodes in order of insertion."""
+        return [self._local, *self.store.all()]
+
+    def add(self, node: Node) -> None:
+        """Register a node.
+
+        Raises:
+            NodeExists: the name is taken.
+        """
+        self.refuse_taken(node.node_name)
+        self.store.add(node)
+
+    def refuse_taken(self, name: str) -> None:
+        """Raise ``NodeExists`` when a node of that name is there."""
+        if name == LOCALHOST or self.store.get(name) is not None:
+            raise NodeExists(name)
+
+    def remove(self, name: str) -> None:
+        """Forget a node.
+
+        Raises:
+            NodeProtected: it is the built-in one.
+            NodeNotFound: it is not registered.
+        """
+        if name == LOCALHOST:
+            raise NodeProtected(name)
+        if not self.store.remove(name):
+            raise NodeNotFound(name)
+
+    def move_local_hive(self, port: int) -> Node:
+        """Localhost's hive listens on ``port`` from now on; returns the new record."""
+        self._local = replace(self._local, hive_port=port)
+        return self._local
+
+    def note_reachable(self, node: Node) -> None:
+        """Remember a good contact; cheap when the last one is a few seconds old."""
+        now = int(self._now())
+        known = self._local if node.builtin else node
+        is_fresh = now - (known.last_connected_unix or 0) < CONTACT_NOTED_EVERY_S
+        if known.status is NodeStatus.REACHABLE and is_fresh:
+            return
+        self._note(node, NodeStatus.REACHABLE, now, None)
+
+    def note_unreachable(self, node: Node, error: str) -> None:
+        """Remember a failed contact and why it failed."""
+        self._note(node, NodeStatus.UNREACHABLE, node.last_connected_unix, error)
+
+    def _note(self, node: Node, status: NodeStatus, connected: int | None, error: str | None) -> None:
+        if node.builtin:
+            self._local = replace(self._local, status=status, last_connected_unix=connected, last_error=error)
+        else:
+            self.store.note_contact(node.node_name, status, connected, error)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

@@ -1,0 +1,1 @@
+"""The queen's HTTP surface, one blueprint per file."""

@@ -1,0 +1,146 @@
+"""The queen's life after it listens, and its end: drain tasks, end owned hives, exit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flask
+import gevent
+import gevent.socket
+import psutil
+
+from rbee.core.errors import RbeeError
+from rbee.core.logs import get_logger
+from rbee.core.settings import Timing
+from rbee.queen.app import Queen
+from rbee.queen.fleet import Fleet, OwnedHive
+
+_ALIVE_POLL_S = 0.05
+_PARENT_POLL_S = 0.5
+_KILL_WAIT_S = 5.0
+
+
+class QueenService:
+    """The queen as its server runs it.
+
+    Args:
+        request_shutdown: begins the cascade as a signal would.
+        reload_key: reads the key file again.
+        keeper_pid: an ephemeral queen ends when its standard input is a pipe that closes, or, where it is
+            none, with this process.
+    """
+
+    def __init__(
+        self,
+        queen: Queen,
+        app: flask.Flask,
+        *,
+        request_shutdown: Callable[[], None],
+        reload_key: Callable[[], None],
+        keeper_pid: int | None,
+    ) -> None:
+        self.app: Any = app
+        self._queen = queen
+        self._request_shutdown = request_shutdown
+        self._reload_key = reload_key
+        self._keeper_pid = keeper_pid
+        self._log = get_logger("queen-rbee")
+        self._background: list[gevent.Greenlet] = []
+
+    def listening(self) -> None:
+        """Start the background work."""
+        work: list[Callable[[], None]] = [self._queen.fleet.keep_leases]
+        if self._keeper_pid is None:
+            work.append(self._resume)
+        else:
+            work.append(self._outlive_no_keeper)
+        self._background += [gevent.spawn(job) for job in work]
+
+    def shut_down(self) -> None:
+        """Let running tasks finish, then end every owned hive."""
+        queen, timing = self._queen, self._queen.settings.timing
+        queen.is_draining = True
+        self._log.info("server_shutdown", message="draining", tasks=len(queen.work))
+        queen.log_readers.end_all("The queen is shutting down")
+        deadline = time.monotonic() + timing.queen_drain_timeout_s
+        while len(queen.work) and time.monotonic() < deadline:
+            gevent.sleep(_ALIVE_POLL_S)
+        queen.work.end_all("The queen is shutting down")
+        gevent.killall(self._background, block=False)
+        ending = gevent.spawn(end_hives, queen.fleet, queen.fleet.close(), timing)
+        gevent.sleep(_ALIVE_POLL_S)
+        self._keep_registry()
+        ending.join()
+        self._log.info("server_shutdown", message="all owned hives are gone")
+
+    def reload(self) -> None:
+        self._reload_key()
+
+    def _resume(self) -> None:
+        try:
+            self._queen.fleet.resume_leases()
+        except RbeeError as error:
+            self._log.error("registry_unavailable", message=error.message)
+
+    def _keep_registry(self) -> None:
+        """An ephemeral queen opens its registry late, yet leaves one behind; its hives end meanwhile."""
+        try:
+            self._queen.nodes.open()
+        except RbeeError as error:
+            self._log.error("registry_unavailable", message=error.message)
+
+    def _outlive_no_keeper(self) -> None:
+        """End by the same cascade as on SIGTERM once the keeper is gone, however it ended."""
+        try:
+            is_pipe = stat.S_ISFIFO(os.fstat(0).st_mode)
+        except OSError:
+            is_pipe = False
+        if is_pipe:
+            while _read_pipe():
+                pass
+        else:
+            while self._keeper_pid and psutil.pid_exists(self._keeper_pid):
+                gevent.sleep(_PARENT_POLL_S)
+        self._log.info("keeper_gone", message="the keeper of this ephemeral queen is gone")
+        self._request_shutdown()
+
+
+def _read_pipe() -> bytes:
+    gevent.socket.wait_read(0)
+    return os.read(0, 1024)
+
+
+def end_hives(fleet: Fleet, owned: list[OwnedHive], timing: Timing) -> None:
+    """End hives in parallel: SIGTERM, their own cascade, and SIGKILL for what outlives it."""
+    deadline = time.monotonic() + timing.queen_shutdown_timeout_s
+    gevent.joinall([gevent.spawn(_end_hive, fleet, hive, timing, deadline) for hive in owned])
+
+
+def _end_hive(fleet: Fleet, hive: OwnedHive, timing: Timing, deadline: float) -> None:
+    log = get_logger("queen-rbee").bind(node=hive.node.node_name, pid=hive.pid)
+    launcher = fleet.launcher_for(hive.node)
+    try:
+        with gevent.Timeout(timing.shutdown_ack_timeout_s, False):
+            launcher.signal(hive.node, hive.pid, signal.SIGTERM)
+        while launcher.is_alive(hive.node, hive.pid):
+            if time.monotonic() >= deadline:
+                log.warning("hive_killed", message="outlived its cascade", signal="SIGKILL")
+                launcher.signal(hive.node, hive.pid, signal.SIGKILL)
+                _wait_gone(fleet, hive, time.monotonic() + _KILL_WAIT_S)
+                return
+            gevent.sleep(_ALIVE_POLL_S)
+        log.info("hive_ended", message="hive process is gone")
+    except RbeeError as error:
+        # Its lease ends it: nobody renews it any more.
+        log.warning("hive_end_failed", message=error.message)
+
+
+def _wait_gone(fleet: Fleet, hive: OwnedHive, deadline: float) -> None:
+    launcher = fleet.launcher_for(hive.node)
+    while launcher.is_alive(hive.node, hive.pid) and time.monotonic() < deadline:
+        gevent.sleep(_ALIVE_POLL_S)
