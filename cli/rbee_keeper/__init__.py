@@ -1,0 +1,1 @@
+"""rbee-keeper: the command line program that configures nodes and runs test inferences."""

@@ -1,0 +1,122 @@
+"""Progress bars: in place on a terminal, elsewhere as lines, at most ten per second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rbee_keeper.terminal import Terminal
+
+CELLS = 20
+MIN_INTERVAL_S = 0.1
+MIB = 1048576
+
+
+def bar(done: float, total: float) -> str:
+    """``[████████------------] 40%`` for the share of ``total`` that is ``done``."""
+    percent = max(0, min(100, int(done * 100 // total))) if total > 0 else 0
+    filled = CELLS * percent // 100
+    return f"[{'█' * filled}{'-' * (CELLS - filled)}] {percent}%"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as MB; 1 MB is 1 048 576 bytes."""
+    return f"{count / MIB:.1f} MB"
+
+
+def progress_line(event: Mapping[str, Any]) -> str | None:
+    """The line for one progress event, or None for a stage this version does not know."""
+    stage = event.get("stage")
+    if stage == "downloading":
+        return _download_line(event)
+    if stage == "converting":
+        return _counted_line("Converting model...", event, "tensors_done", "tensors_total", "tensors")
+    if stage == "loading_to_vram":
+        return _counted_line("Loading model to VRAM...", event, "layers_loaded", "layers_total", "layers")
+    return None
+
+
+def _download_line(event: Mapping[str, Any]) -> str:
+    done, total = _number(event, "bytes_downloaded"), _number(event, "bytes_total")
+    amount = megabytes(done)
+    if total > 0:
+        amount = f"{bar(done, total)} ({amount} / {megabytes(total)})"
+    return f"Downloading model... {amount} @ {_number(event, 'speed_mbps'):.1f} MB/s"
+
+
+def _counted_line(label: str, event: Mapping[str, Any], done_key: str, total_key: str, unit: str) -> str:
+    done, total = int(_number(event, done_key)), int(_number(event, total_key))
+    return f"{label} {bar(done, total)} ({done}/{total} {unit})"
+
+
+def time_left(event: Mapping[str, Any]) -> str:
+    """`` ETA m:ss`` of a download, empty where it cannot be told."""
+    speed = _number(event, "speed_mbps") * MIB
+    left = _number(event, "bytes_total") - _number(event, "bytes_downloaded")
+    if event.get("stage") != "downloading" or speed <= 0 or left <= 0:
+        return ""
+    minutes, seconds = divmod(round(left / speed), 60)
+    return f" ETA {minutes}:{seconds:02d}"
+
+
+def _number(event: Mapping[str, Any], key: str) -> float:
+    value = event.get(key)
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+class ProgressDisplay:
+    """Shows the progress events of one command.
+
+    Elsewhere than on a terminal the first and the last event of every stage are always printed; which one
+    was the last is known when something else follows, so call ``settle`` before printing anything else.
+    """
+
+    def __init__(
+        self, terminal: Terminal, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._terminal = terminal
+        self._quiet = quiet
+        self._clock = clock
+        self._stage: Any = None
+        self._printed_at = float("-inf")
+        self._waiting: str | None = None
+        self._was_loading = False
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Take in one progress event."""
+        line = progress_line(event)
+        if line is None or self._quiet:
+            return
+        is_first = event.get("stage") != self._stage
+        if is_first:
+            self.settle()
+            self._stage = event.get("stage")
+            self._was_loading = self._was_loading or self._stage == "loading_to_vram"
+        now = self._clock()
+        if not is_first and now - self._printed_at < MIN_INTERVAL_S:
+            self._waiting = line
+            return
+        self._printed_at, self._waiting = now, None
+        if self._terminal.stderr_is_tty:
+            self._terminal.status(line + time_left(event))
+        else:
+            self._terminal.note(line)
+
+    def settle(self) -> None:
+        """Print the last event of the stage if it was held back, and leave the bar where it stands."""
+        waiting, self._waiting = self._waiting, None
+        if self._terminal.stderr_is_tty:
+            if waiting is not None:
+                self._terminal.status(waiting)
+            self._terminal.keep_status()
+        elif waiting is not None:
+            self._terminal.note(waiting)
+
+    def model_is_ready(self) -> None:
+        """Close the loading bar, if there was one, with ``Model ready!``."""
+        self.settle()
+        if self._was_loading:
+            self._was_loading = False
+            self._terminal.note("Model ready!")
+        self._stage = None

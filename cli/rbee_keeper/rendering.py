@@ -1,0 +1,167 @@
+"""Results as text for people or JSON for programs: the only place that prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from functools import singledispatch
+from typing import Any
+
+from rbee_keeper.progress import megabytes
+from rbee_keeper.results import (
+    Inference,
+    Message,
+    ModelList,
+    NodeDetails,
+    NodeList,
+    PulledModel,
+    QueenStatus,
+    Record,
+    Result,
+    WorkerHealth,
+    WorkerList,
+)
+from rbee_keeper.terminal import Terminal, printable
+
+
+def show(result: Result, terminal: Terminal, *, as_json: bool) -> None:
+    """Print a result on standard output; what concerns its making goes to standard error."""
+    if as_json:
+        data = json_data(result)
+        if data is not None:
+            terminal.line(json.dumps(data, ensure_ascii=False))
+    else:
+        for line in text_lines(result):
+            terminal.line(line)
+    if isinstance(result, WorkerList):
+        for name in result.unreachable:
+            terminal.note(f"Warning: node '{name}' could not be reached; its workers are not listed")
+
+
+def json_data(result: Result) -> Any:
+    """The JSON value of a result: the fields of its class (the body of the queen's answer), else None."""
+    if isinstance(result, NodeDetails):
+        return dict(result.node)
+    names = [entry.name for entry in fields(result) if entry.name != "exit_code"]
+    return {name: getattr(result, name) for name in names} if names else None
+
+
+@singledispatch
+def text_lines(_result: Result) -> list[str]:
+    """The lines of a result; none for one that printed itself while it ran."""
+    return []
+
+
+@text_lines.register
+def _message(result: Message) -> list[str]:
+    return list(result.lines)
+
+
+@text_lines.register
+def _node_list(result: NodeList) -> list[str]:
+    lines = ["Registered rbee-hive Nodes:"]
+    for node in result.nodes:
+        lines.append(f"{node.get('node_name')} ({node.get('ssh_host')})")
+        lines.append(f"  Status: {node.get('status')}")
+        lines.append(f"  Last connected: {_moment(node.get('last_connected_unix'))}")
+        lines.append(f"  Install path: {node.get('install_path') or 'built in'}")
+    if all(node.get("builtin") for node in result.nodes):
+        lines.append("No remote nodes registered")
+    return lines
+
+
+@text_lines.register
+def _node_details(result: NodeDetails) -> list[str]:
+    node = result.node
+    lines = [f"{node.get('node_name')} ({node.get('ssh_host')})"]
+    for key, value in node.items():
+        if key in ("node_name", "ssh_host"):
+            continue
+        if key == "last_connected_unix":
+            key, value = "last_connected", _moment(value)
+        label = key.replace("_", " ").capitalize().replace("Ssh", "SSH").replace(" url", " URL")
+        lines.append(f"  {label}: {_plain(value)}")
+    return lines
+
+
+@text_lines.register
+def _worker_list(result: WorkerList) -> list[str]:
+    if not result.workers:
+        return ["No workers registered"]
+    return _table(
+        ("WORKER", "NODE", "STATE", "MODEL", "URL"),
+        [[w.get(k) for k in ("worker_id", "node", "state", "model_ref", "url")] for w in result.workers],
+    )
+
+
+@text_lines.register
+def _worker_health(result: WorkerHealth) -> list[str]:
+    if not result.workers:
+        return ["No workers on this node"]
+    return _table(
+        ("WORKER", "STATE", "READY"),
+        [[w.get(k) for k in ("worker_id", "state", "ready")] for w in result.workers],
+    )
+
+
+@text_lines.register
+def _model_list(result: ModelList) -> list[str]:
+    if not result.models:
+        return ["No models in catalog"]
+    return _table(
+        ("MODEL", "FORMAT", "QUANTIZATION", "SIZE", "PATH"), [_model_row(model) for model in result.models]
+    )
+
+
+def _model_row(model: Record) -> list[Any]:
+    return [
+        model.get("model_ref"),
+        model.get("format"),
+        model.get("quantization"),
+        megabytes(model.get("size_bytes") or 0),
+        model.get("local_path"),
+    ]
+
+
+@text_lines.register
+def _pulled_model(result: PulledModel) -> list[str]:
+    return [result.local_path]
+
+
+@text_lines.register
+def _queen_status(result: QueenStatus) -> list[str]:
+    if not result.running:
+        return [
+            f"queen-rbee is not running at {result.url}" + (f" ({result.reason})" if result.reason else "")
+        ]
+    lines = [f"queen-rbee is running at {result.url}", f"  Version: {result.version or 'unknown'}"]
+    return [*lines, f"  Pid: {result.pid if result.pid is not None else 'unknown (not started here)'}"]
+
+
+@text_lines.register
+def _inference(_result: Inference) -> list[str]:
+    return []
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Columns padded to their widest cell; nothing is cut, so that ids and paths can be copied."""
+    cells = [list(header), *([_plain(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return printable(json.dumps(value) if isinstance(value, (list, dict)) else str(value))
+
+
+def _moment(unix: Any) -> str:
+    """``YYYY-MM-DD HH:MM:SS`` in UTC, or ``never``."""
+    if not isinstance(unix, (int, float)):
+        return "never"
+    return datetime.fromtimestamp(unix, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")

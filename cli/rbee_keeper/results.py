@@ -1,0 +1,101 @@
+"""What commands return; ``rendering`` turns each into text or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rbee_keeper.exit_codes import ExitCode
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a command that got to its end."""
+
+    exit_code: ExitCode = field(default=ExitCode.OK, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Message(Result):
+    """Lines that say what was done."""
+
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class NodeList(Result):
+    """Registered nodes, the built-in one first."""
+
+    nodes: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class NodeDetails(Result):
+    """One registered node with all its fields."""
+
+    node: Record
+
+
+@dataclass(frozen=True)
+class WorkerList(Result):
+    """Workers of all nodes, and the nodes that did not answer."""
+
+    workers: Sequence[Record]
+    unreachable: Sequence[str]
+
+
+@dataclass(frozen=True)
+class WorkerHealth(Result):
+    """Workers of one node as just probed."""
+
+    status: str
+    workers: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class ModelList(Result):
+    """The catalog of one node."""
+
+    models: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class PulledModel(Result):
+    """A model that is present on its node now."""
+
+    model: str
+    local_path: str
+
+
+@dataclass(frozen=True)
+class QueenStatus(Result):
+    """Whether a queen serves at the URL in use; ``pid`` only of one started by ``queen start``."""
+
+    url: str
+    running: bool
+    version: str | None
+    pid: int | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Inference(Result):
+    """One inference, complete or not; ``error`` is an error object or None."""
+
+    request_id: str | None
+    node: str | None
+    worker_id: str | None
+    model: str | None
+    text: str
+    total_tokens: int
+    duration_ms: int | None
+    stop_reason: str | None
+    error: Record | None = None
+
+
+@dataclass(frozen=True)
+class Streamed(Result):
+    """A command that has printed everything while it ran."""
