@@ -297,17 +297,18 @@ class ModelAccessDenied(ModelError):
     code, http_status = "MODEL_ACCESS_DENIED", 403
     default_suggestion = "Accept the model's terms on the hub and set HF_TOKEN"
 
-    def __init__(self, model_ref: str) -> None:
-        super().__init__(f"Access to model '{model_ref}' denied", details={"model_ref": model_ref})
+    def __init__(self, model_ref: str, reason: str | None = None, *, suggestion: str | None = None) -> None:
+        text = f"Access to model '{model_ref}' denied" + (f": {reason}" if reason else "")
+        super().__init__(text, details={"model_ref": model_ref}, suggestion=suggestion)
 
 
 class ModelNotFound(ModelError):
     code, http_status = "MODEL_NOT_FOUND", 404
     default_suggestion = "Check the model reference"
 
-    def __init__(self, model_ref: str, reason: str | None = None) -> None:
+    def __init__(self, model_ref: str, reason: str | None = None, *, suggestion: str | None = None) -> None:
         text = f"Model '{model_ref}' not found" + (f": {reason}" if reason else "")
-        super().__init__(text, details={"model_ref": model_ref})
+        super().__init__(text, details={"model_ref": model_ref}, suggestion=suggestion)
 
 
 class ModelIncompatible(ModelError):

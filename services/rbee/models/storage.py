@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rbee.core.errors import DiskFull, ModelNotFound, ServiceUnavailable
+from rbee.core.errors import DiskFull, ModelNotFound, RbeeError, ServiceUnavailable
 from rbee.core.references import ModelRef, Provider
 
 if TYPE_CHECKING:
@@ -62,11 +63,25 @@ def require_disk(folder: Path, needed_bytes: int) -> None:
         raise DiskFull(required=-(-needed_bytes // MIB), available=free // MIB)
 
 
+def write_error(error: OSError, path: Path, needed_bytes: int) -> RbeeError:
+    """What a failed write of ``path`` means to a user: no room for ``needed_bytes``, or another reason."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        return DiskFull(required=max(1, -(-needed_bytes // MIB)), available=free // MIB)
+    return ServiceUnavailable(f"Cannot write {path}: {error.strerror}")
+
+
 def size_on_disk(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     if path.is_dir():
         return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
     return path.stat().st_size
+
+
+def sha256_of_file(path: Path) -> str:
+    """The digest in hex. Raises OSError when the file cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

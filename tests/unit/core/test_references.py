@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.daemons import environment
 
 from rbee.core.errors import InvalidModelRef
 from rbee.core.references import DEFAULT_MODEL, ModelRef, Provider, parse_model_ref
+from support.daemons import environment
 
 
 @pytest.mark.parametrize(

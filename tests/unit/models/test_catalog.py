@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.daemons import environment
 
 from rbee.core.errors import ServiceUnavailable
 from rbee.core.references import ModelRef, parse_model_ref
 from rbee.models.catalog import Catalog, catalog_record
 from rbee.models.gguf_file import GgufSummary
+from support.daemons import environment
 
 REPO = parse_model_ref("hf:org/repo")
 QUANT = parse_model_ref("hf:org/repo:Q4_0")

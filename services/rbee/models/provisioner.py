@@ -1,0 +1,133 @@
+"""The provisioner: a child process of the hive that fetches or converts one model, reporting line by line.
+
+    python -m rbee.models.provisioner fetch --ref R --models-dir D --catalog-db DB [--attempts N …]
+    python -m rbee.models.provisioner convert --ref R --path P --compute-type T --models-dir D --catalog-db DB
+
+Standard output carries JSON lines only: progress, narration, and as the last one exactly one of
+``{"stage":"complete","local_path"}`` (status 0) and ``{"stage":"error","error"}`` (status 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, TextIO
+
+from rbee.core.errors import InternalError, RbeeError, ServiceUnavailable
+from rbee.core.processes import die_with_parent
+from rbee.models.provisioner_command import parse
+from rbee.models.provisioner_events import EventWriter
+
+if TYPE_CHECKING:
+    from rbee.models.catalog import Catalog
+
+logger = logging.getLogger("rbee.models.provisioner")
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT: what is half done stays as it is for the next time."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    events = EventWriter(_claim_stdout())
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("rbee").setLevel(logging.INFO)
+    _end_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        path = _COMMANDS[arguments.command](arguments, events)
+    except RbeeError as error:
+        logger.error("%s failed model_ref=%s code=%s", arguments.command, arguments.ref, error.code)
+        events.error(error.fields())
+        return 1
+    except Stopped:
+        events.error(ServiceUnavailable("The provisioner was stopped").fields())
+        return 1
+    except Exception:
+        logger.exception("%s failed model_ref=%s", arguments.command, arguments.ref)
+        events.error(InternalError("The provisioner failed unexpectedly; see the hive's log").fields())
+        return 1
+    events.complete(path)
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace, events: EventWriter) -> Path:
+    from rbee.models.fetching import fetch_model
+    from rbee.models.providers import provider_for
+    from rbee.models.transfers import RetryPolicy, Transfer
+
+    policy = RetryPolicy(arguments.attempts, arguments.delays_ms, arguments.stall_timeout_s)
+    return fetch_model(
+        arguments.ref,
+        provider_for(arguments.ref),
+        arguments.models_dir,
+        lambda: _open_catalog(arguments.catalog_db),
+        Transfer(policy, events),
+    )
+
+
+def _convert(arguments: argparse.Namespace, events: EventWriter) -> Path:
+    from rbee.models.conversion import convert, sha256_of
+
+    catalog = _open_catalog(arguments.catalog_db)
+    row = catalog.find(arguments.ref)
+    events.narrate("model_convert", f"Converting {arguments.path.name} to {arguments.compute_type}")
+    digest = row.digest if row is not None and row.local_path == arguments.path else None
+    if digest is None:
+        digest = sha256_of(arguments.path, lambda _done, _total: None)
+        catalog.set_digest(arguments.ref, digest)
+    folder = convert(
+        arguments.path,
+        arguments.models_dir,
+        arguments.compute_type,
+        sha256=digest,
+        on_progress=events.converting,
+    )
+    events.narrate("model_convert", f"Converted {arguments.path.name} to {arguments.compute_type}")
+    return folder
+
+
+_COMMANDS = {"fetch": _fetch, "convert": _convert}
+
+
+def _open_catalog(path: Path) -> Catalog:
+    from rbee.models.catalog import Catalog
+
+    return Catalog(path)
+
+
+def _claim_stdout() -> TextIO:
+    """The real standard output for events; whatever else prints in this process or below goes to stderr."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return stream
+
+
+def _end_with_parent() -> None:
+    """End when the hive ends. The kernel's signal means the end of the thread that started this process,
+    which need not be the end of the hive, so the handler looks.
+    """
+    parent = os.getppid()
+
+    def _check(_number: int, _frame: FrameType | None) -> None:
+        if os.getppid() != parent:
+            raise Stopped
+
+    signal.signal(signal.SIGHUP, _check)
+    die_with_parent(signal.SIGHUP)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise Stopped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""Sending files over real sockets the way web servers do, with ranges, and failing on request."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import re
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal, Self
+
+BLOCK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as the server saw it; ``sent`` counts body bytes, ``at`` is ``time.monotonic()``."""
+
+    server: str
+    method: str
+    path: str
+    range: str | None
+    authorization: str | None
+    status: int
+    sent: int
+    at: float
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the transfer of a file.
+
+    reset     the connection is reset when ``at`` (a share of the whole file) is reached, at once when past it
+    close     the same with an orderly end
+    stall     nothing more comes from ``at`` on, the connection stays open
+    throttle  ``bytes_per_s``
+    flip      the byte at ``at`` has another bit
+    length    ``extra`` bytes more are announced and sent than the file has
+    status    ``status`` instead of the file, with ``retry_after``
+    whole     ranges are ignored, the whole file is sent
+    """
+
+    kind: Literal["reset", "close", "stall", "throttle", "flip", "length", "status", "whole"]
+    at: float = 0.0
+    bytes_per_s: int = 1_000_000
+    status: int = 503
+    retry_after: int | None = None
+    extra: int = 1
+    times: int | None = None
+    """How many transfers it spoils; None for all."""
+    skip: int = 0
+    """How many transfers go well before."""
+    name: str = ""
+    """Only files whose path ends so."""
+
+
+@dataclass
+class Recorder:
+    """The request log and the faults of one server or of several that belong together."""
+
+    requests: list[Request] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, request: Request) -> None:
+        with self._lock:
+            self.requests.append(request)
+
+    def transfers(self, name: str = "") -> list[Request]:
+        """GET requests for file contents, in order of their end."""
+        with self._lock:
+            return [r for r in self.requests if r.method == "GET" and r.server == "files" and name in r.path]
+
+    def faults_for(self, name: str) -> list[Fault]:
+        """The faults of this transfer; counts it against their ``skip`` and ``times``."""
+        with self._lock:
+            due = []
+            for fault in self.faults:
+                if not name.endswith(fault.name):
+                    continue
+                if fault.skip > 0:
+                    fault.skip -= 1
+                elif fault.times is None or fault.times > 0:
+                    fault.times = None if fault.times is None else fault.times - 1
+                    due.append(fault)
+            return due
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Base of the handlers: one request per connection, every one of them recorded."""
+
+    protocol_version = "HTTP/1.1"
+    server_label = "api"
+    recorder: Recorder
+    status = 0
+    sent = 0
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def respond(self) -> None:
+        """Answer the request; implemented by each server."""
+        raise NotImplementedError
+
+    def _answer(self) -> None:
+        try:
+            self.respond()
+        except (ConnectionError, TimeoutError, ValueError):
+            pass  # the client went away, or the fault closed the connection
+        finally:
+            self.close_connection = True
+            self.recorder.note(
+                Request(
+                    self.server_label,
+                    self.command,
+                    self.path,
+                    self.headers.get("Range"),
+                    self.headers.get("Authorization"),
+                    self.status,
+                    self.sent,
+                    time.monotonic(),
+                )
+            )
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        self.status = int(code)
+        super().send_response(code, message)
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """A short answer; header names are written with underscores."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+            self.sent += len(body)
+
+    def send_file(self, path: Path, etag: str) -> None:
+        """The file, or the range asked for, spoiled by the faults that are due."""
+        faults = self.recorder.faults_for(str(path)) if self.command == "GET" else []
+        by_kind: dict[str, Fault] = {fault.kind: fault for fault in faults}
+        if (fault := by_kind.get("status")) is not None:
+            extra = {} if fault.retry_after is None else {"Retry_After": str(fault.retry_after)}
+            self.reply(fault.status, b"busy", **extra)
+            return
+        size = path.stat().st_size
+        asked = None if "whole" in by_kind else self._range(size, etag)
+        start, end = asked or (0, size)
+        if asked is not None and start >= size:
+            self.reply(416, Content_Range=f"bytes */{size}")
+            return
+        more = by_kind["length"].extra if "length" in by_kind else 0
+        self.send_response(200 if asked is None else 206)
+        if asked is not None:
+            self.send_header("Content-Range", f"bytes {start}-{end + more - 1}/{size + more}")
+        for name, value in (
+            ("Accept-Ranges", "bytes"),
+            ("ETag", f'"{etag}"'),
+            ("Content-Type", "application/octet-stream"),
+            ("Content-Length", str(end + more - start)),
+            ("Connection", "close"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.flush()
+        if self.command == "GET":
+            self._send_body(path, start, end, by_kind)
+            self._write(b"\0" * more)
+
+    def _range(self, size: int, etag: str) -> tuple[int, int] | None:
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        condition = self.headers.get("If-Range")
+        if match is None or (condition is not None and condition != f'"{etag}"'):
+            return None
+        return int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
+
+    def _send_body(self, path: Path, start: int, end: int, faults: dict[str, Fault]) -> None:
+        stop, size = end, path.stat().st_size
+        ending = next((faults[kind] for kind in ("reset", "close", "stall") if kind in faults), None)
+        if ending is not None:
+            stop = max(start, int(size * ending.at))
+        flipped = int(size * faults["flip"].at) if "flip" in faults else -1
+        with path.open("rb") as file:
+            file.seek(start)
+            position = start
+            while position < min(stop, end):
+                block = bytearray(file.read(min(BLOCK, min(stop, end) - position)))
+                if position <= flipped < position + len(block):
+                    block[flipped - position] ^= 0x40
+                self._write(bytes(block))
+                position += len(block)
+                if "throttle" in faults:
+                    self.recorder.closing.wait(len(block) / faults["throttle"].bytes_per_s)
+        if ending is not None and position >= stop:
+            _ENDINGS[ending.kind](self)
+
+    def _write(self, block: bytes) -> None:
+        self.wfile.write(block)
+        self.sent += len(block)
+
+    def reset(self) -> None:
+        """Reset the connection once the client has everything that was sent."""
+        deadline = time.monotonic() + 5
+        while self._unacknowledged() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        raise ConnectionResetError
+
+    def close_early(self) -> None:
+        self.connection.shutdown(socket.SHUT_RDWR)
+        raise ConnectionAbortedError
+
+    def stall(self) -> None:
+        """Keep the connection open and silent until the client leaves or the server ends."""
+        self.connection.settimeout(0.05)
+        while not self.recorder.closing.is_set():
+            try:
+                if not self.connection.recv(1):
+                    return
+            except TimeoutError:
+                continue
+
+    def _unacknowledged(self) -> int:
+        answer = fcntl.ioctl(self.connection, termios.TIOCOUTQ, b"\0" * 4)
+        return int.from_bytes(answer, "little")
+
+
+_ENDINGS: dict[str, Callable[[Handler], None]] = {
+    "reset": Handler.reset,
+    "close": Handler.close_early,
+    "stall": Handler.stall,
+}
+
+
+class Server(ThreadingHTTPServer):
+    """A threaded server on a loopback port of its own."""
+
+    daemon_threads = True
+
+    def __init__(self, handler: type[Handler], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), handler)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that resets the connection is part of the tests
+
+    def stop(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class Servers:
+    """Several servers with one recorder; a context manager that ends them."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self._servers: list[Server] = []
+
+    def start(self, handler: type[Handler], port: int = 0, **attributes: object) -> Server:
+        """Serve with a subclass of ``handler`` that knows the recorder and the attributes."""
+        bound = type(handler.__name__, (handler,), {"recorder": self.recorder, **attributes})
+        server = Server(bound, port)
+        self._servers.append(server)
+        return server
+
+    def stop(self) -> None:
+        self.recorder.closing.set()
+        for server in self._servers:
+            server.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+_digests: dict[tuple[Path, int, int], str] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a served file, computed once."""
+    status = path.stat()
+    key = (path, status.st_size, status.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
