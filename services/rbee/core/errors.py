@@ -232,13 +232,18 @@ class WorkerAlreadyRegistered(RequestError):
 
 
 class ModelInUse(RequestError):
+    """Workers have the model, or, where none is named, it is being converted for one."""
+
     code, http_status = "MODEL_IN_USE", 409
 
     def __init__(self, model_ref: str, workers: list[str]) -> None:
+        use = f"in use by {len(workers)} worker(s)" if workers else "being converted"
         super().__init__(
-            f"Model '{model_ref}' is in use by {len(workers)} worker(s)",
+            f"Model '{model_ref}' is {use}",
             details={"model_ref": model_ref, "workers": workers},
-            suggestion="Shut the workers down first: rbee-keeper workers shutdown --id <id>",
+            suggestion="Shut the workers down first: rbee-keeper workers shutdown --id <id>"
+            if workers
+            else "Wait until the conversion is over",
         )
 
 

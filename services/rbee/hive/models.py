@@ -114,9 +114,8 @@ class ModelStore:
         Raises:
             RbeeError: it cannot be converted.
         """
-        folder = self.converted(local, ref, compute_type)
-        if folder is not None:
-            return folder
+        if local.format is ModelFormat.CTRANSLATE2:
+            return local.path
         self._refuse_when_closed()
         key = (local.path, compute_type)
         work = self._conversions.get(key)
@@ -218,6 +217,9 @@ class ModelStore:
         return _local(self._catalog().add(ref, path, size))
 
     def _convert(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> Path:
+        folder = self.converted(local, ref, compute_type)
+        if folder is not None:
+            return folder
         log.info(
             "conversion_started",
             message=f"converting to {compute_type}",

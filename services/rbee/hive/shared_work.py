@@ -19,7 +19,7 @@ from rbee.web.errors import internal_error
 log = get_logger("rbee-hive")
 
 MAX_PER_SECOND = 10
-SPACING_S = 0.125
+SPACING_S = 0.1
 KEPT_EVENTS = 500
 
 WireEvent = dict[str, Any]
@@ -34,7 +34,7 @@ class ProgressLog:
 
     Of progress only the latest matters, so a newer one replaces it: a late or slow reader gets every
     narration and the present figures, and memory stays bounded however long the work takes. Figures that come
-    faster than eight a second are held back, yet never lost before a narration or the end.
+    faster than ten a second are held back, yet never lost before a narration or the end.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
