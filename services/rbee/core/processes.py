@@ -9,6 +9,10 @@ import sys
 
 import psutil
 
+# Loaded here and not after a fork: a thread that was loading a library at that moment would block the child.
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
 
 def started_at(pid: int) -> float | None:
     """When the process started (Unix seconds), or None when it is gone; with the pid it is an identity."""
@@ -29,10 +33,8 @@ def is_same_process(pid: int, started: float) -> bool:
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Have the kernel send ``number`` to this process when its parent thread ends (only on Linux)."""
-    if sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, number, 0, 0, 0)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def kill_group(pid: int, number: int) -> bool:

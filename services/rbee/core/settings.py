@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import socket
@@ -46,6 +47,14 @@ def split_address(text: str) -> tuple[str, int]:
     if not separator or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"'{text}' is not HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine reaches ``host``; a daemon without a key listens nowhere else."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _address(value: str) -> str:
@@ -328,7 +337,7 @@ def load_api_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
     """
     value = environ.get("RBEE_API_KEY")
     if value is not None and value != "":
-        return _checked_key(value, "RBEE_API_KEY")
+        return check_key(value, "RBEE_API_KEY")
     if settings.auth.api_key_file is None:
         return None
     return read_key_file(Path(settings.auth.api_key_file).expanduser())
@@ -352,10 +361,15 @@ def read_key_file(path: Path) -> str:
     lines = text.removesuffix("\n").split("\n")
     if len(lines) != 1 or not lines[0].strip():
         raise SettingsError(f"{path}: the key file must hold exactly one non-empty line")
-    return _checked_key(lines[0], str(path))
+    return check_key(lines[0], str(path))
 
 
-def _checked_key(value: str, origin: str) -> str:
+def check_key(value: str, origin: str) -> str:
+    """``value`` when it is a well-formed key.
+
+    Raises:
+        SettingsError: it is not; the message names ``origin``, never the value.
+    """
     printable = all("\x21" <= c <= "\x7e" for c in value)
     if not printable or not 16 <= len(value) <= 512:
         raise SettingsError(f"{origin}: a key has 16 to 512 printable ASCII characters without blanks")

@@ -1,0 +1,1 @@
+"""The pool manager of one node: fetches models and starts, watches and ends workers."""

@@ -1,0 +1,1 @@
+"""What the hive needs of the machine, one technology per module."""

@@ -1,0 +1,54 @@
+"""Which TCP port a new worker gets: the lowest that is neither promised, reserved nor taken."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection
+
+from rbee.core.errors import WorkerStartFailed
+
+
+class WorkerPorts:
+    """Promises ports to workers, so that two spawns at the same moment get different ones.
+
+    Args:
+        first, last: the range, both ends included.
+        never: ports of queen and hive.
+        is_free: whether a worker could listen on a port now.
+    """
+
+    def __init__(self, first: int, last: int, never: Collection[int], is_free: Callable[[int], bool]) -> None:
+        self._range = range(first, last + 1)
+        self._never = frozenset(never)
+        self._is_free = is_free
+        self._promised: set[int] = set()
+
+    def reserve(self) -> int:
+        """A port that is this caller's until it is released.
+
+        Raises:
+            WorkerStartFailed: none is free.
+        """
+        for port in self._range:
+            if port not in self._never and port not in self._promised and self._is_free(port):
+                self._promised.add(port)
+                return port
+        raise WorkerStartFailed(
+            f"no free port from {self._range.start} to {self._range.stop - 1}",
+        )
+
+    def release(self, port: int) -> None:
+        self._promised.discard(port)
+
+
+def can_listen(host: str, port: int) -> bool:
+    """Whether a listening socket could be opened; a port in TIME_WAIT is free, as it is for a worker."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
