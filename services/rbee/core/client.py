@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
-import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from rbee import __version__
 from rbee.core.errors import RbeeError, RelayedError, error_from_fields
 from rbee.core.events import Event, EventReader
 
+_CONNECTIONS_KEPT = 128
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN)
+
 
 class TransportFailure(Exception):
-    """No usable HTTP answer came; ``kind`` is ``refused``, ``timeout``, ``reset`` or ``unreadable``."""
+    """No usable HTTP answer came; ``kind`` says why.
+
+    Kinds: ``refused``, ``timeout``, ``reset``, ``unresolved`` (host name), ``unreachable`` (no route),
+    ``unreadable`` (an answer that is not the contract's).
+    """
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -50,18 +59,17 @@ class ServiceClient:
         self.base_url = base_url.rstrip("/")
         self._correlation_id = correlation_id
         self._timeout_s = timeout_s
-        self._session = requests.Session()
-        # Proxies and .netrc of the environment are for the internet, not for a fleet's own services.
-        self._session.trust_env = False
-        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=128, max_retries=0)
-        self._session.mount("http://", adapter)
+        self._prefix = urlsplit(self.base_url).path
+        # A pool of our own, not a proxy manager: proxies are for the internet, not for a fleet's services.
+        self._pool = urllib3.connection_from_url(self.base_url, maxsize=_CONNECTIONS_KEPT, retries=False)
+        self._headers = {"Accept": "*/*", "User-Agent": f"rbee/{__version__}"}
         if api_key is not None:
-            self._session.headers["Authorization"] = f"Bearer {api_key}"
+            self._headers["Authorization"] = f"Bearer {api_key}"
         if version is not None:
-            self._session.headers["X-Rbee-Version"] = version
+            self._headers["X-Rbee-Version"] = version
 
     def close(self) -> None:
-        self._session.close()
+        self._pool.close()
 
     def get(
         self, path: str, *, params: Mapping[str, Any] | None = None, timeout_s: float | None = None
@@ -101,37 +109,42 @@ class ServiceClient:
         timeout_s: float | None = None,
         timeout: tuple[float, float | None] | None = None,
         stream: bool = False,
-    ) -> requests.Response:
-        headers = {}
+    ) -> urllib3.BaseHTTPResponse:
+        headers = dict(self._headers)
         correlation = self._correlation_id()
         if correlation:
             headers["X-Correlation-ID"] = correlation
+        raw = None
+        if body is not None:
+            raw = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        connect_s, read_s = timeout or (timeout_s or self._timeout_s,) * 2
+        query = f"?{urlencode(params)}" if params else ""
         try:
-            answer = self._session.request(
+            answer = self._pool.urlopen(
                 method,
-                self.base_url + path,
-                json=body,
-                params=params,
+                f"{self._prefix}{path}{query}",
+                body=raw,
                 headers=headers,
-                timeout=timeout or timeout_s or self._timeout_s,
-                stream=stream,
-                allow_redirects=False,
+                timeout=urllib3.Timeout(connect=connect_s, read=read_s),
+                redirect=False,
+                preload_content=not stream,
             )
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            if answer.status >= 400:
+                try:
+                    raise _error_of(answer.status, answer.data)
+                finally:
+                    answer.close()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _transport_failure(error) from error
-        if answer.status_code >= 400:
-            try:
-                raise _error_of(answer)
-            finally:
-                answer.close()
         return answer
 
     @staticmethod
-    def _json(answer: requests.Response) -> Any:
-        if answer.status_code == 204 or not answer.content:
+    def _json(answer: urllib3.BaseHTTPResponse) -> Any:
+        if answer.status == 204 or not answer.data:
             return None
         try:
-            return answer.json()
+            return json.loads(answer.data)
         except ValueError:
             raise TransportFailure("unreadable", "the answer is not JSON") from None
 
@@ -139,7 +152,7 @@ class ServiceClient:
 class EventStream(AbstractContextManager["EventStream"]):
     """An open event stream; iterate for events, leave the ``with`` block to close the connection."""
 
-    def __init__(self, answer: requests.Response) -> None:
+    def __init__(self, answer: urllib3.BaseHTTPResponse) -> None:
         self._answer = answer
         self.headers: Mapping[str, str] = answer.headers
 
@@ -153,14 +166,14 @@ class EventStream(AbstractContextManager["EventStream"]):
         try:
             for chunk in self._chunks():
                 yield from reader.feed(chunk)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _transport_failure(error) from error
         except AttributeError as error:
             # urllib3 drops its file object when another greenlet closes the connection while we read.
             raise TransportFailure("reset", "the stream was closed") from error
 
     def _chunks(self) -> Iterator[bytes]:
-        raw = self._answer.raw
+        raw = self._answer
         if getattr(raw, "chunked", False):
             # One HTTP chunk is one flush of the server: no waiting for a buffer to fill.
             yield from raw.read_chunked(decode_content=True)
@@ -177,31 +190,40 @@ class EventStream(AbstractContextManager["EventStream"]):
         self.close()
 
 
-def _error_of(answer: requests.Response) -> RbeeError:
+def _error_of(status: int, body: bytes) -> RbeeError:
     try:
-        fields = answer.json()["error"]
+        fields = json.loads(body)["error"]
         if isinstance(fields, dict) and "code" in fields:
-            return error_from_fields(fields, answer.status_code)
-    except (ValueError, KeyError, TypeError, requests.RequestException):
+            return error_from_fields(fields, status)
+    except (ValueError, KeyError, TypeError):
         pass
-    return RelayedError(
-        "INTERNAL_ERROR", f"unexpected answer with status {answer.status_code}", answer.status_code, {}, None
-    )
+    return RelayedError("INTERNAL_ERROR", f"unexpected answer with status {status}", status, {}, None)
 
 
 def _transport_failure(error: BaseException) -> TransportFailure:
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, ConnectionRefusedError):
-            return TransportFailure("refused", "Connection refused")
-        if isinstance(chain, (TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
-            return TransportFailure("timeout", "Connection timeout")
-        if isinstance(chain, urllib3.exceptions.NameResolutionError):
-            return TransportFailure("unresolved", "Could not resolve hostname")
-        if isinstance(chain, ConnectionResetError):
-            return TransportFailure("reset", "Connection reset by peer")
-        following = chain.__cause__ or chain.__context__ or getattr(chain, "reason", None)
-        if not isinstance(following, BaseException):
-            following = next((a for a in chain.args if isinstance(a, BaseException)), None)
-        chain = following
+    causes = list(_causes(error))
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return TransportFailure("refused", "Connection refused")
+    if any(isinstance(cause, urllib3.exceptions.NameResolutionError) for cause in causes):
+        return TransportFailure("unresolved", "Could not resolve hostname")
+    # urllib3 counts every connection that cannot be made among its time-outs.
+    made = (c for c in causes if not isinstance(c, urllib3.exceptions.NewConnectionError))
+    if any(isinstance(cause, (TimeoutError, urllib3.exceptions.TimeoutError)) for cause in made):
+        return TransportFailure("timeout", "Connection timeout")
+    if any(isinstance(cause, ConnectionResetError) for cause in causes):
+        return TransportFailure("reset", "Connection reset by peer")
+    unreachable = next((c for c in causes if isinstance(c, OSError) and c.errno in _UNREACHABLE), None)
+    if unreachable is not None:
+        return TransportFailure("unreachable", os.strerror(unreachable.errno or 0))
     return TransportFailure("reset", f"Connection broken ({type(error).__name__})")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything it came from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        following = cause.__cause__ or cause.__context__ or getattr(cause, "reason", None)
+        if not isinstance(following, BaseException):
+            following = next((a for a in cause.args if isinstance(a, BaseException)), None)
+        cause = following
