@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -10,7 +11,7 @@ def main() -> None:
     try:
         from rbee_keeper.cli import run
 
-        code = run(sys.argv)
+        code = run(sys.argv, os.environ)
     except KeyboardInterrupt:
         # Only reached while modules are still being imported; later interrupts are handled by the session.
         code = 130

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rbee_keeper.failures import KeeperFailure, OutputClosed
 from rbee_keeper.parameters import global_options
 from rbee_keeper.results import Result
 from rbee_keeper.session import Session
+from rbee_keeper.terminal import own_terminal
 
 PROGRAMS = ("rbee-keeper", "rbee")
 
@@ -58,9 +59,9 @@ class LazyGroup(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-            if near:
-                error.message += f" Did you mean '{near[0]}'?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["--help", "-h"]})
@@ -73,9 +74,9 @@ def program() -> None:
     """
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one command line; returns the exit code. Whatever happens, nothing it started is left behind."""
-    session = Session()
+    session = Session(environ, own_terminal(environ))
     session.interrupts.install()
     try:
         code = _execute(session, argv)

@@ -105,12 +105,19 @@ class JsonValue(click.ParamType):
         return parsed
 
 
+def _session(ctx: click.Context) -> Session:
+    session = ctx.find_object(Session)
+    if session is None:
+        raise RuntimeError("the program was called without its session")
+    return session
+
+
 def _global_options(*, hidden: bool) -> list[click.Option]:
     """``--config``, ``--queen-url`` and ``--no-color``; accepted before and after the command's name."""
 
     def store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         if value:
-            setattr(ctx.ensure_object(Session).options, str(param.name), value)
+            setattr(_session(ctx).options, str(param.name), value)
 
     def option(*names: str, **attributes: Any) -> click.Option:
         return click.Option(names, callback=store, expose_value=False, hidden=hidden, **attributes)
@@ -147,7 +154,7 @@ def json_option(function: F) -> F:
     """``--json``: the result as JSON instead of text."""
 
     def store(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-        ctx.ensure_object(Session).as_json = value
+        _session(ctx).as_json = value
 
     return click.option(
         "--json", is_flag=True, expose_value=False, callback=store, help="Print the result as JSON."

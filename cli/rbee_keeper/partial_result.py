@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 _MAX_SAME_NAME = 100
@@ -29,6 +30,6 @@ def save_partial_result(text: str, request_id: str, folder: Path) -> Path:
     raise FileExistsError(f"{_MAX_SAME_NAME} partial results of request {request_id} exist already")
 
 
-def partial_folder() -> Path:
+def partial_folder(environ: Mapping[str, str]) -> Path:
     """``TMPDIR``, or ``/tmp``."""
-    return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 -- created exclusively, mode 0600
+    return Path(environ.get("TMPDIR") or "/tmp")  # noqa: S108 -- created exclusively, mode 0600

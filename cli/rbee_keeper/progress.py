@@ -13,11 +13,11 @@ MIN_INTERVAL_S = 0.1
 MIB = 1048576
 
 
-def bar(done: float, total: float) -> str:
+def bar(done: float, total: float, cells: int = CELLS) -> str:
     """``[████████------------] 40%`` for the share of ``total`` that is ``done``."""
     percent = max(0, min(100, int(done * 100 // total))) if total > 0 else 0
-    filled = CELLS * percent // 100
-    return f"[{'█' * filled}{'-' * (CELLS - filled)}] {percent}%"
+    filled = cells * percent // 100
+    return f"[{'█' * filled}{'-' * (cells - filled)}] {percent}%"
 
 
 def megabytes(count: float) -> str:
@@ -25,29 +25,39 @@ def megabytes(count: float) -> str:
     return f"{count / MIB:.1f} MB"
 
 
-def progress_line(event: Mapping[str, Any]) -> str | None:
+def progress_line(event: Mapping[str, Any], cells: int = CELLS) -> str | None:
     """The line for one progress event, or None for a stage this version does not know."""
     stage = event.get("stage")
     if stage == "downloading":
-        return _download_line(event)
+        return _download_line(event, cells)
     if stage == "converting":
-        return _counted_line("Converting model...", event, "tensors_done", "tensors_total", "tensors")
+        return _counted_line("Converting model...", event, "tensors", "done", cells)
     if stage == "loading_to_vram":
-        return _counted_line("Loading model to VRAM...", event, "layers_loaded", "layers_total", "layers")
+        return _counted_line("Loading model to VRAM...", event, "layers", "loaded", cells)
     return None
 
 
-def _download_line(event: Mapping[str, Any]) -> str:
+def _download_line(event: Mapping[str, Any], cells: int) -> str:
     done, total = _number(event, "bytes_downloaded"), _number(event, "bytes_total")
     amount = megabytes(done)
     if total > 0:
-        amount = f"{bar(done, total)} ({amount} / {megabytes(total)})"
+        amount = f"{bar(done, total, cells)} ({amount} / {megabytes(total)})"
     return f"Downloading model... {amount} @ {_number(event, 'speed_mbps'):.1f} MB/s"
 
 
-def _counted_line(label: str, event: Mapping[str, Any], done_key: str, total_key: str, unit: str) -> str:
-    done, total = int(_number(event, done_key)), int(_number(event, total_key))
-    return f"{label} {bar(done, total)} ({done}/{total} {unit})"
+def _counted_line(label: str, event: Mapping[str, Any], unit: str, verb: str, cells: int) -> str:
+    done, total = int(_number(event, f"{unit}_{verb}")), int(_number(event, f"{unit}_total"))
+    return f"{label} {bar(done, total, cells)} ({done}/{total} {unit})"
+
+
+def fitting_line(event: Mapping[str, Any], columns: int) -> str:
+    """The line with the time left, its bar shortened as far as a narrow terminal asks for."""
+    line = ""
+    for cells in range(CELLS, 0, -5):
+        line = (progress_line(event, cells) or "") + time_left(event)
+        if len(line) < columns:
+            break
+    return line
 
 
 def time_left(event: Mapping[str, Any]) -> str:
@@ -99,7 +109,7 @@ class ProgressDisplay:
             return
         self._printed_at, self._waiting = now, None
         if self._terminal.stderr_is_tty:
-            self._terminal.status(line + time_left(event))
+            self._terminal.status(fitting_line(event, self._terminal.columns))
         else:
             self._terminal.note(line)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 from rbee_keeper.error_lines import ErrorContext
 from rbee_keeper.failures import KeeperFailure
 from rbee_keeper.interrupts import Interrupts
-from rbee_keeper.terminal import Terminal, own_terminal
+from rbee_keeper.terminal import Terminal
 
 if TYPE_CHECKING:
     from rbee.core.settings import Settings
@@ -35,9 +34,9 @@ class GlobalOptions:
 class Session:
     """The state of one command; everything costly is made when it is first asked for."""
 
-    terminal: Terminal = field(default_factory=own_terminal)
+    environ: Mapping[str, str]
+    terminal: Terminal
     interrupts: Interrupts = field(default_factory=Interrupts)
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     options: GlobalOptions = field(default_factory=GlobalOptions)
     as_json: bool = False
     node: str = "localhost"

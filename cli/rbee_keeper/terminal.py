@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TextIO
 
@@ -57,6 +58,14 @@ class Terminal:
         """Whether the cursor of a shared terminal stands inside a line of generated text."""
         return self._line_is_open and self.is_shared
 
+    @property
+    def columns(self) -> int:
+        """How wide the terminal is now."""
+        try:
+            return os.get_terminal_size(self._stderr.fileno()).columns or 80 if self._stderr else 80
+        except (OSError, ValueError):
+            return 80
+
     def disable_color(self) -> None:
         self._color = False
 
@@ -103,8 +112,7 @@ class Terminal:
 
     def status(self, text: str) -> None:
         """Redraw the line at the cursor; only for terminals."""
-        width = _columns(self._stderr)
-        cut = text if len(text) < width else text[: width - 1]
+        cut = text[: self.columns - 1]
         self._write_err(_CLEAR_LINE + cut)
         self._status = cut
 
@@ -164,13 +172,13 @@ class Terminal:
             self._stderr = None
 
 
-def own_terminal() -> Terminal:
+def own_terminal(environ: Mapping[str, str]) -> Terminal:
     """The terminal of this process; characters its encoding lacks are replaced, never an exception."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
-    return Terminal(sys.stdout, sys.stderr, color=not os.environ.get("NO_COLOR"))
+    return Terminal(sys.stdout, sys.stderr, color=not environ.get("NO_COLOR"))
 
 
 def _is_tty(stream: TextIO | None) -> bool:
@@ -178,10 +186,3 @@ def _is_tty(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
-
-
-def _columns(stream: TextIO | None) -> int:
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80 if stream is not None else 80
-    except (OSError, ValueError):
-        return 80

@@ -174,7 +174,7 @@ class _InferCommand:
     def _save_partial(self, state: InferenceState) -> None:
         identity = state.request_id or str(uuid.uuid4())
         try:
-            path = save_partial_result(state.text, identity, partial_folder())
+            path = save_partial_result(state.text, identity, partial_folder(self._session.environ))
             self._terminal.note(f"Partial result saved to: {path}")
         except OSError as error:
             self._terminal.note(f"Partial result could not be saved: {error.strerror or error}")
