@@ -27,7 +27,7 @@ ALWAYS_TIED = {"gemma", "gemma3"}
 
 @dataclass(frozen=True)
 class TinyModel:
-    """Sizes of a model; K-quantisations need ``width``, ``inner`` and heads * head_dim in multiples of 256."""
+    """Sizes of a model; K-quantisations need rows (``width``, ``inner``) in multiples of 256."""
 
     architecture: str = "llama"
     layers: int = 2

@@ -50,7 +50,9 @@ def reference(path: Path, context: int) -> Iterator[Reference]:
     params.port = 0
     params.warmup = False
     params.verbosity = -1
-    params.cpuparams.n_threads = 2
+    # One thread: more of them wait for each other at every operation, for seconds on a busy machine.
+    params.cpuparams.n_threads = 1
+    params.cpuparams_batch.n_threads = 1
     params.cache_type_k = _F32
     params.cache_type_v = _F32
     params.flash_attn_type = _OFF

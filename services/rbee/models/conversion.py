@@ -1,6 +1,6 @@
 """Convert a GGUF into a folder that the engine loads, once per content and compute type.
 
-The folder is ``<models_dir>/ct2/<sha256>-<compute type>/``. It appears by a rename when all that is in it is on
+The folder is ``<models_dir>/ct2/<sha256>-<compute type>/``. It appears by a rename when all of it is on
 disk, so that a folder of that name is complete or not there.
 """
 
