@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in (ROOT, ROOT / "tests", ROOT / "services", ROOT / "cli"):
     sys.path.insert(0, str(folder))
 
-from support.sshd import find_sshd  # noqa: E402
-
 from features.support.fleet import Fleet  # noqa: E402
 from features.support.models import prepare_models  # noqa: E402
 from features.support.sandbox import make_folder, remove_folder  # noqa: E402
 from features.support.world import World  # noqa: E402
+
+from support.sshd import find_sshd  # noqa: E402
 
 
 def before_all(context: Any) -> None:

