@@ -1,1 +1,1 @@
-"""What `make bench` measures: start-up, relay cost, decode speed, conversion and quality, side by side in one run."""
+"""What `make bench` measures: start-up, relay, decoding, conversion and quality, side by side in one run."""

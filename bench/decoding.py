@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from itertools import pairwise
 from pathlib import Path
 
 from bench.fleet import STATE, Fleet
@@ -16,9 +18,8 @@ ROUNDS = 5
 
 def direct_gaps(folder: Path, rounds: int) -> list[float]:
     """Median seconds per token of each round of ``generate_batch`` on the same folder, threads and prompt."""
-    import time
-
     import ctranslate2
+
     from rbee.models.text import load_text_model
 
     text = load_text_model(folder)
@@ -40,7 +41,7 @@ def direct_gaps(folder: Path, rounds: int) -> list[float]:
             end_token=[],
             callback=note,
         )
-        gaps = [b - a for a, b in zip(arrivals, arrivals[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in pairwise(arrivals)]
         found.append(median(gaps))
     return found[1:]
 

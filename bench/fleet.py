@@ -43,8 +43,8 @@ class Home:
         self.path = STATE / name
         self.path.mkdir(parents=True, exist_ok=True)
         self.config = self.path / "config.toml"
-        ports = f"[queen]\nlocal_hive_port = {free_port()}\n"
-        self.config.write_text(ports + config)
+        self.hive_port = free_port()
+        self.config.write_text(f"[queen]\nlocal_hive_port = {self.hive_port}\n" + config)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -107,8 +107,7 @@ class Fleet:
                 started = json.loads(line[6:])
             if b'"error"' in line:
                 raise RuntimeError(line.decode())
-        port = int(re.search(r"local_hive_port = (\d+)", self.home.config.read_text()).group(1))  # type: ignore[union-attr]
-        hive = f"http://127.0.0.1:{port}"
+        hive = f"http://127.0.0.1:{self.home.hive_port}"
         body = {"model_ref": started["model"], "worker_id": started["worker_id"]}
         answer = requests.post(f"{hive}/v1/workers/spawn", json=body, timeout=30).json()
         return answer["url"], answer["worker_id"], answer["api_key"]

@@ -52,4 +52,5 @@ def machine() -> str:
     """One line on where the figures come from."""
     packages = ("ctranslate2", "gguf", "gevent", "gunicorn", "flask")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}; {versions}"
+    host = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    return f"{host}, Python {platform.python_version()}; {versions}"

@@ -1,4 +1,4 @@
-"""What queen and hive add to a warm request, against talking to the worker directly, request by request in turn."""
+"""What queen and hive add to a warm request, against talking to the worker directly, in turn."""
 
 from __future__ import annotations
 
@@ -53,5 +53,6 @@ def measure() -> Table:
         "Relay cost of a warm request",
         ["path", "first token p50", "first token p95", "between tokens p50"],
         rows,
-        f"{ROUNDS} requests of {TOKENS} greedy tokens each, in turn. Goal: at most 5 ms and 0.3 ms added (p50).",
+        f"{ROUNDS} requests of {TOKENS} greedy tokens each, in turn. "
+        "Goal: at most 5 ms and 0.3 ms added (p50).",
     )

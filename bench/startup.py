@@ -19,8 +19,7 @@ def first_token(home: Home, *extra: str) -> tuple[float, float]:
     with subprocess.Popen(
         command, env=home.environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     ) as process:
-        assert process.stdout is not None
-        if not process.stdout.read(1):
+        if process.stdout is None or not process.stdout.read(1):
             raise RuntimeError(f"infer printed nothing and ended with {process.wait()}")
         first = time.perf_counter() - started
         process.stdout.read()

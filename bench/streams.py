@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ class StreamTimes:
 
     @property
     def gaps(self) -> list[float]:
-        return [later - earlier for earlier, later in zip(self.tokens, self.tokens[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(self.tokens)]
 
 
 class StreamClient:
