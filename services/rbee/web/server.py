@@ -16,6 +16,8 @@ import gunicorn.glogging
 from gunicorn.errors import HaltServer
 from gunicorn.workers.ggevent import GeventWorker
 
+from rbee.core.processes import die_with_parent
+
 BOOT_FAILURES = (3, 4)
 """gunicorn's exit codes for a worker or an application that could not start."""
 _KEEPALIVE_S = 75
@@ -173,6 +175,8 @@ class DaemonWorker(GeventWorker):
         from gevent.pool import Pool
         from gevent.server import StreamServer
 
+        # The daemon is one program to its users: a SIGKILL to its arbiter must not leave a half alive.
+        die_with_parent()
         self._in_flight = 0
         self._is_stopping = False
         self._over = Event()
@@ -188,6 +192,8 @@ class DaemonWorker(GeventWorker):
         self.app.service.listening()
         while not self._over.wait(1.0):
             self.notify()
+            if os.getppid() != self.ppid:
+                os._exit(1)
         for server in servers:
             server.close()
         with gevent.Timeout(_FAREWELL_S, False):
