@@ -49,6 +49,7 @@ class Serving:
     daemon_pid: int
     """The pid that signals go to and that others may watch."""
     _stop: list[Callable[[], None]] = field(default_factory=list)
+    _fail: list[Callable[[str], None]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -58,6 +59,11 @@ class Serving:
         """Begin the cascade as if SIGTERM had come; returns at once."""
         for stop in self._stop:
             stop()
+
+    def fail(self, reason: str) -> None:
+        """End the daemon with exit code 1 and an ``Error:`` line, without a cascade; returns at once."""
+        for fail in self._fail:
+            fail(reason)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -188,6 +194,7 @@ class DaemonWorker(GeventWorker):
             server.start()
             servers.append(server)
         self.app.serving._stop.append(lambda: os.kill(self.ppid, signal.SIGTERM))
+        self.app.serving._fail.append(self.give_up)
         print(f"{self.app.program} listening on {self.app.serving.url}", flush=True)
         self.app.service.listening()
         while not self._over.wait(1.0):
@@ -210,6 +217,11 @@ class DaemonWorker(GeventWorker):
             self.app.service.shut_down()
         finally:
             self._over.set()
+
+    def give_up(self, reason: str) -> None:
+        """Let ``run`` return unasked; the arbiter takes that for a failure and ends with exit code 1."""
+        fail_start(reason)
+        self._over.set()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
         """Count requests under way, so that the end waits for them and not for idle connections."""

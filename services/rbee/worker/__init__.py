@@ -1,0 +1,1 @@
+"""The daemon that holds one loaded model and answers inference requests: llm-worker-rbee."""

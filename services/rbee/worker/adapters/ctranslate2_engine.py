@@ -1,0 +1,229 @@
+"""The engine behind the worker: CTranslate2's generator, driven without ever blocking the event loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from rbee.core.errors import InferenceFailed, MemoryExhausted, RbeeError
+from rbee.worker.adapters.ctranslate2_run import CTranslate2Run
+from rbee.worker.adapters.engine_memory import MB, available_bytes, gpu_used_bytes, is_out_of_memory
+from rbee.worker.adapters.file_position import position_in
+from rbee.worker.adapters.turns import GaveUp, Turns
+from rbee.worker.model_file import ModelFile, damaged, read_model_file
+from rbee.worker.native import NativeThreads
+from rbee.worker.ports import Decoding, LoadProgress
+
+# What the library raises: its own errors, bad arguments, std::bad_alloc.
+_ENGINE_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
+_POSITION_POLL_S = 0.02
+# The library takes this value for "a random seed in every thread".
+_RANDOM_SEED = 2**32 - 1
+# Below these, single precision overflows where mathematics has reached its limit long before.
+_COLDEST = 1e-6
+_SMALLEST_TOP_P = 1e-6
+_SMALLEST_PENALTY = 1e-4
+
+
+class CTranslate2Engine:
+    """Implements ``rbee.worker.ports.Engine`` for one model folder.
+
+    The library's threads take up a seed when they sample for the first time, never again. So a request with a
+    seed builds the generator anew, unless nothing has been sampled with it yet; and so does the next request
+    without one, because it would continue the seeded sequence. Greedy requests need neither.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        worker_id: str,
+        device: str,
+        device_index: int,
+        compute_type: str,
+        slots: int,
+        cores: int,
+    ) -> None:
+        self._folder = folder
+        self._worker_id = worker_id
+        self._device, self._device_index = device, device_index
+        self._compute_type = compute_type
+        self._slots = slots
+        self._threads_per_run = max(1, cores // slots)
+        self._native = NativeThreads(slots + 2)
+        self._turns = Turns()
+        self._generator: Any = None
+        self._layout: ModelFile | None = None
+        self._memory_bytes = 0
+        self._is_loaded = False
+        self._has_sampled = False
+        self._is_seeded = False
+
+    @property
+    def device_summary(self) -> str:
+        name = f"{self._device}:{self._device_index}"
+        return f"{name}, {self._threads_per_run} threads" if self._device == "cpu" else name
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._is_loaded
+
+    def load(self, on_progress: Callable[[LoadProgress], None]) -> None:
+        path = self._folder / "model.bin"
+        layout = self._layout = self._native.call(read_model_file, path)
+        ends = layout.layer_ends
+        on_progress(LoadProgress(0, len(ends), 0))
+        reported = 0
+
+        def report(count: int) -> None:
+            nonlocal reported
+            while reported < count:
+                reported += 1
+                on_progress(LoadProgress(reported, len(ends), ends[reported - 1]))
+
+        pending = self._native.begin(self._build)
+        while not pending.wait(_POSITION_POLL_S):
+            report(layout.layers_read(position_in(path) or 0))
+        try:
+            pending.result()
+        except _ENGINE_ERRORS as error:
+            raise self._load_failure(error) from None
+        self._is_loaded = True
+        report(len(ends))
+
+    def start(
+        self, prompt: Sequence[str], decoding: Decoding, on_stopped: Callable[[], None]
+    ) -> CTranslate2Run:
+        run = CTranslate2Run(decoding.stop_token_ids, on_stopped)
+        run.reloads_model = self._needs_new_generator(decoding)
+        gevent.spawn(self._execute, run, list(prompt), decoding)
+        return run
+
+    def unload(self) -> None:
+        self._is_loaded = False
+        self._native.call(self._drop)
+        self._memory_bytes = 0
+
+    def _execute(self, run: CTranslate2Run, prompt: list[str], decoding: Decoding) -> None:
+        failure: RbeeError | None = None
+        try:
+            if self._samples(decoding) and (decoding.seed is not None or self._is_seeded):
+                self._execute_alone(run, prompt, decoding)
+            else:
+                with self._turns.shared(lambda: run.is_cancelled):
+                    self._has_sampled |= self._samples(decoding)
+                    self._native.call(self._generate, run, prompt, decoding)
+        except GaveUp:
+            pass
+        except RbeeError as error:
+            failure = error
+        except _ENGINE_ERRORS as error:
+            failure = self._run_failure(error, len(prompt) + decoding.max_tokens)
+        finally:
+            run.stopped(failure)
+
+    def _execute_alone(self, run: CTranslate2Run, prompt: list[str], decoding: Decoding) -> None:
+        """Start with fresh random generators, then let others in."""
+        with self._turns.alone(lambda: run.is_cancelled) as let_others_in:
+            if self._needs_new_generator(decoding):
+                self._native.call(self._rebuild)
+            self._seed(decoding.seed)
+            self._has_sampled, self._is_seeded = True, decoding.seed is not None
+            pending = self._native.begin(self._generate, run, prompt, decoding)
+            pending.when_done(run.note_sampled)
+            run.wait_sampled()
+            # The seed was for this run; threads that sample for the first time from now on start at random.
+            self._seed(None)
+            let_others_in()
+            pending.result()
+
+    def _needs_new_generator(self, decoding: Decoding) -> bool:
+        if not self._samples(decoding):
+            return False
+        return self._has_sampled if decoding.seed is not None else self._is_seeded
+
+    @staticmethod
+    def _samples(decoding: Decoding) -> bool:
+        return decoding.temperature >= _COLDEST and decoding.top_k != 1
+
+    @staticmethod
+    def _seed(seed: int | None) -> None:
+        import ctranslate2
+
+        ctranslate2.set_random_seed(_RANDOM_SEED if seed is None else seed % _RANDOM_SEED)
+
+    def _generate(self, run: CTranslate2Run, prompt: list[str], decoding: Decoding) -> None:
+        """Runs in a native thread, until the last token."""
+        if self._generator is None:
+            self._build()
+        greedy = not self._samples(decoding)
+        self._generator.generate_batch(
+            [prompt],
+            max_length=decoding.max_tokens,
+            include_prompt_in_result=False,
+            end_token=sorted(decoding.stop_token_ids),
+            sampling_topk=1 if greedy else min(decoding.top_k, self._vocabulary_size()),
+            sampling_topp=max(decoding.top_p, _SMALLEST_TOP_P),
+            sampling_temperature=1.0 if greedy else decoding.temperature,
+            repetition_penalty=max(decoding.repetition_penalty, _SMALLEST_PENALTY),
+            callback=run.on_step,
+        )
+
+    def _build(self) -> None:
+        """Runs in a native thread."""
+        import ctranslate2
+
+        before = gpu_used_bytes(self._device_index) if self._device == "cuda" else None
+        self._generator = ctranslate2.Generator(
+            str(self._folder),
+            device=self._device,
+            device_index=self._device_index,
+            compute_type=self._compute_type,
+            inter_threads=self._slots,
+            intra_threads=self._threads_per_run,
+        )
+        self._has_sampled = self._is_seeded = False
+        after = gpu_used_bytes(self._device_index) if self._device == "cuda" else None
+        if before is not None and after is not None and after > before:
+            self._memory_bytes = after - before
+        elif self._layout is not None:
+            self._memory_bytes = self._layout.loaded_bytes(self._generator.compute_type)
+
+    def _rebuild(self) -> None:
+        """Runs in a native thread; the old generator goes first, so that memory never holds two."""
+        self._drop()
+        self._build()
+
+    def _drop(self) -> None:
+        """Runs in a native thread: the generator waits for its own threads when it goes."""
+        self._generator = None
+
+    def _vocabulary_size(self) -> int:
+        shapes = {v.name: v.shape for v in self._layout.variables} if self._layout else {}
+        return next(iter(shapes.get("decoder/embeddings/weight", ())), 1000)
+
+    def _load_failure(self, error: BaseException) -> RbeeError:
+        size = self._layout.size_bytes if self._layout else 0
+        if is_out_of_memory(error):
+            return self._out_of_memory(size)
+        return damaged(str(error)[:300])
+
+    def _run_failure(self, error: BaseException, tokens: int) -> RbeeError:
+        if is_out_of_memory(error):
+            per_token = self._layout.cache_bytes_per_token() if self._layout else 0
+            return self._out_of_memory(per_token * tokens)
+        return InferenceFailed(self._worker_id, str(error)[:300] or type(error).__name__)
+
+    def _out_of_memory(self, estimate_bytes: int) -> MemoryExhausted:
+        available = available_bytes(self._device, self._device_index) // MB
+        # The engine asked for more than there was; how much more it does not say.
+        required = max(math.ceil(estimate_bytes / MB), available + 1)
+        return MemoryExhausted(required, available, "vram" if self._device == "cuda" else "ram")

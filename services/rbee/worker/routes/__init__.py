@@ -1,0 +1,1 @@
+"""The worker's endpoints, one module per subject."""
