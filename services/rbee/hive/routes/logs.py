@@ -11,7 +11,7 @@ import flask
 import gevent
 
 from rbee.core.errors import WorkerNotFound
-from rbee.core.events import encode_event
+from rbee.core.events import KEEP_ALIVE, encode_event
 from rbee.hive.log_files import LogFiles, LogLine
 from rbee.hive.threads import in_thread
 from rbee.web.app import query_flag, query_int
@@ -38,6 +38,8 @@ def logs_blueprint(
             raise WorkerNotFound(worker_id[:64])
 
         def produce(emitter: Emitter) -> None:
+            # The answer's headers leave with the first bytes; a follower of a quiet log waits for them.
+            emitter.send(KEEP_ALIVE)
             files = LogFiles(log_dir, worker_id)
             _send(emitter, in_thread(lambda: files.last_lines(count)))
             while follow:
