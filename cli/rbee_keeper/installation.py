@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +40,13 @@ def user_targets(environ: Environ) -> Targets:
     )
 
 
-def system_targets(environ: Environ) -> Targets:
+def system_targets(environ: Environ, *, is_root: bool) -> Targets:
     """For all users.
 
     Raises:
         KeeperFailure: neither root nor ``DESTDIR``.
     """
-    if os.geteuid() != 0 and not environ.get("DESTDIR"):
+    if not is_root and not environ.get("DESTDIR"):
         raise KeeperFailure(
             "install --system needs root",
             suggestion="Run it with sudo: sudo rbee-keeper install --system",
@@ -63,13 +62,16 @@ def system_targets(environ: Environ) -> Targets:
     )
 
 
-def install_programs(targets: Targets, environ: Environ) -> list[str]:
+def install_programs(targets: Targets, environ: Environ, folder: Path) -> list[str]:
     """Install everything; returns the lines to print. Doing it again changes nothing but the launchers.
+
+    Args:
+        folder: the programs of the Python environment they start.
 
     Raises:
         KeeperFailure: a program is missing in this environment, or a folder cannot be written.
     """
-    sources = _sources()
+    sources = _sources(folder)
     root = environ.get("DESTDIR") or ""
     try:
         programs = _below(root, targets.programs)
@@ -95,8 +97,7 @@ def install_programs(targets: Targets, environ: Environ) -> list[str]:
     ]
 
 
-def _sources() -> dict[str, Path]:
-    folder = Path(sys.executable).parent
+def _sources(folder: Path) -> dict[str, Path]:
     missing = [name for name in PROGRAMS if not os.access(folder / name, os.X_OK)]
     if missing:
         raise KeeperFailure(

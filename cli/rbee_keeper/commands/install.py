@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import click
 
 from rbee_keeper.parameters import KeeperCommand
@@ -20,5 +24,6 @@ def install(session: Session, /, is_system: bool) -> Message:
     """
     from rbee_keeper.installation import install_programs, system_targets, user_targets
 
-    targets = system_targets(session.environ) if is_system else user_targets(session.environ)
-    return Message(install_programs(targets, session.environ))
+    environ = session.environ
+    targets = system_targets(environ, is_root=os.geteuid() == 0) if is_system else user_targets(environ)
+    return Message(install_programs(targets, environ, Path(sys.executable).parent))
