@@ -10,15 +10,15 @@ from support.daemons import Daemon, environment
 from support.scripted import free_port
 
 TIMING = """
-hive_connect_timeout_s = 0.5
+hive_connect_timeout_s = 1
 hive_connect_delays_ms = [0, 50, 100]
 hive_start_timeout_s = 10
 hive_start_poll_ms = 50
 ready_poll_interval_s = 0.2
 ready_poll_timeout_s = 1
-loading_timeout_s = 1
+loading_timeout_s = 2
 busy_retry_delays_s = [0.05, 0.1, 0.2]
-token_stall_timeout_s = 1
+token_stall_timeout_s = 2
 cancel_ack_timeout_s = 0.5
 lease_renew_s = 0.2
 queen_drain_timeout_s = 1

@@ -122,9 +122,7 @@ class _Start:
         from rbee.web.auth import KeyRing
 
         timing, keys = settings.timing, KeyRing(self.key)
-        peers = HttpPeers(
-            lambda: keys.key, lambda node: node.ssh_host, correlation_id, timing.hive_connect_timeout_s
-        )
+        peers = HttpPeers(lambda: keys.key, lambda node: node.ssh_host, correlation_id)
         nodes = Nodes(self._open_store, local)
         fleet = Fleet(nodes, peers, lambda _node: local_hive, identity, __version__, timing)
         if prestarted is not None:

@@ -241,7 +241,7 @@ def test_a_worker_that_never_gets_ready_is_ended_and_its_layers_are_told(queen, 
     assert answer.error["code"] == "LOADING_TIMEOUT"
     details = answer.error["details"]
     assert (details["state"], details["layers_loaded"], details["layers_total"]) == ("loading", 28, 32)
-    assert 1 <= details["elapsed_s"] < 2
+    assert 2 <= details["elapsed_s"] < 5
     assert peer.requests("/v1/workers/worker-scripted-1", "DELETE")
 
 
@@ -382,17 +382,17 @@ def test_a_silent_hive_is_given_up_after_three_attempts_with_growing_delays(quee
     answer = run_task(queen.url, TASK)
     port = queen.hive_port
     assert answer.narrated("retry") == [
-        f"Attempt 1: Connecting to 127.0.0.1:{port}... (timeout 0.5s)",
-        f"Attempt 2: Connecting to 127.0.0.1:{port}... (timeout 0.5s, delay 50ms)",
-        f"Attempt 3: Connecting to 127.0.0.1:{port}... (timeout 0.5s, delay 100ms)",
+        f"Attempt 1: Connecting to 127.0.0.1:{port}... (timeout 1s)",
+        f"Attempt 2: Connecting to 127.0.0.1:{port}... (timeout 1s, delay 50ms)",
+        f"Attempt 3: Connecting to 127.0.0.1:{port}... (timeout 1s, delay 100ms)",
     ]
     error = answer.error
     assert error["code"] == "CONNECTION_TIMEOUT"
     assert error["message"] == f"Cannot connect to 127.0.0.1:{port} after 3 attempts"
-    assert error["details"] == {"host": "127.0.0.1", "port": port, "attempts": 3, "timeout_s": 0.5}
+    assert error["details"] == {"host": "127.0.0.1", "port": port, "attempts": 3, "timeout_s": 1}
     assert error["suggestion"] == "Check if rbee-hive is running on localhost"
     wait_until(lambda: len(silent_listener) == 3, 5, "three given-up connections")
-    assert all(0.4 < end - start < 1.5 for start, end in silent_listener)
+    assert all(0.9 < end - start < 3 for start, end in silent_listener)
     gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(silent_listener)]
     assert gaps[0] >= 0.045
     assert gaps[1] >= 0.095

@@ -18,6 +18,8 @@ from rbee.queen.ports import (
 )
 from rbee.queen.registry import Node
 
+_CALL_TIMEOUT_S = 30.0
+"""Limit of a call that has none of its own; a hive that is reached answers far sooner."""
 _SPAWN_TIMEOUT_S = 300.0
 """A spawn may provision the model itself; its answer comes when the preflight has passed."""
 _WORKERS_KEPT = 256
@@ -30,7 +32,6 @@ class HttpPeers:
         fleet_key: the key in force, asked for when a client is made.
         address_of: names the address of a node; raises ``TransportFailure`` when it cannot be reached.
         correlation_id: of the current request.
-        timeout_s: limit of a call that has none of its own.
     """
 
     def __init__(
@@ -38,12 +39,10 @@ class HttpPeers:
         fleet_key: Callable[[], str | None],
         address_of: Callable[[Node], str],
         correlation_id: Callable[[], str | None],
-        timeout_s: float,
     ) -> None:
         self._fleet_key = fleet_key
         self._address_of = address_of
         self._correlation_id = correlation_id
-        self._timeout_s = timeout_s
         self._hives: dict[tuple[str, str, int], HiveHttp] = {}
         self._workers: dict[WorkerAccess, WorkerHttp] = {}
 
@@ -74,7 +73,7 @@ class HttpPeers:
         self._workers.clear()
 
     def _client(self, url: str, key: str | None) -> ServiceClient:
-        return ServiceClient(url, api_key=key, correlation_id=self._correlation_id, timeout_s=self._timeout_s)
+        return ServiceClient(url, api_key=key, correlation_id=self._correlation_id, timeout_s=_CALL_TIMEOUT_S)
 
 
 class HiveHttp:
