@@ -19,7 +19,7 @@ from typing import Literal, Self
 BLOCK = 64 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
     """One request as the server saw it; ``sent`` counts body bytes, ``at`` is ``time.monotonic()``."""
 
@@ -28,9 +28,10 @@ class Request:
     path: str
     range: str | None
     authorization: str | None
-    status: int
-    sent: int
     at: float
+    status: int = 0
+    sent: int = 0
+    is_finished: bool = False
 
 
 @dataclass
@@ -74,10 +75,20 @@ class Recorder:
         with self._lock:
             self.requests.append(request)
 
-    def transfers(self, name: str = "") -> list[Request]:
-        """GET requests for file contents, in order of their end."""
+    def clear(self) -> None:
+        """Forget the requests so far."""
         with self._lock:
-            return [r for r in self.requests if r.method == "GET" and r.server == "files" and name in r.path]
+            self.requests.clear()
+
+    def transfers(self, name: str = "") -> list[Request]:
+        """GET requests for file contents, in order of arrival; waits for those that are being answered."""
+        deadline = time.monotonic() + 5
+        while True:
+            with self._lock:
+                found = [r for r in self.requests if r.method == "GET" and r.server == "files"]
+            if all(request.is_finished for request in found) or time.monotonic() > deadline:
+                return [request for request in found if name in request.path]
+            time.sleep(0.005)
 
     def faults_for(self, name: str) -> list[Fault]:
         """The faults of this transfer; counts it against their ``skip`` and ``times``."""
@@ -100,8 +111,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_label = "api"
     recorder: Recorder
-    status = 0
-    sent = 0
+    request_seen: Request
 
     def log_message(self, *_: object) -> None:
         pass
@@ -117,27 +127,21 @@ class Handler(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def _answer(self) -> None:
+        range_, authorization = self.headers.get("Range"), self.headers.get("Authorization")
+        self.request_seen = Request(
+            self.server_label, self.command, self.path, range_, authorization, time.monotonic()
+        )
+        self.recorder.note(self.request_seen)
         try:
             self.respond()
         except (ConnectionError, TimeoutError, ValueError):
             pass  # the client went away, or the fault closed the connection
         finally:
             self.close_connection = True
-            self.recorder.note(
-                Request(
-                    self.server_label,
-                    self.command,
-                    self.path,
-                    self.headers.get("Range"),
-                    self.headers.get("Authorization"),
-                    self.status,
-                    self.sent,
-                    time.monotonic(),
-                )
-            )
+            self.request_seen.is_finished = True
 
     def send_response(self, code: int, message: str | None = None) -> None:
-        self.status = int(code)
+        self.request_seen.status = int(code)
         super().send_response(code, message)
 
     def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
@@ -149,8 +153,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
-            self.sent += len(body)
+            self._write(body)
 
     def send_file(self, path: Path, etag: str) -> None:
         """The file, or the range asked for, spoiled by the faults that are due."""
@@ -213,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _write(self, block: bytes) -> None:
         self.wfile.write(block)
-        self.sent += len(block)
+        self.request_seen.sent += len(block)
 
     def reset(self) -> None:
         """Reset the connection once the client has everything that was sent."""

@@ -31,12 +31,18 @@ def build_wheel(folder: Path, name: str, version: str, files: Mapping[str, bytes
 
 
 class PackageIndex(Servers):
-    """The wheels of a folder under ``/simple/``; with ``login`` (``user:password``) everything demands it."""
+    """The wheels of a folder under ``/simple/``.
 
-    def __init__(self, folder: Path, *, login: str | None = None) -> None:
+    Args:
+        login: ``user:password`` that everything demands.
+        demanding: the name of a project whose pages are refused to everybody.
+    """
+
+    def __init__(self, folder: Path, *, login: str | None = None, demanding: str | None = None) -> None:
         super().__init__()
         self.folder = folder
         self.login = login
+        self.demanding = demanding
         self._server = self.start(_IndexHandler, index=self)
 
     @property
@@ -60,9 +66,12 @@ class _IndexHandler(Handler):
         if not self._may_read():
             self.reply(401, b"login", WWW_Authenticate='Basic realm="index"')
         elif (page := re.fullmatch(r"/simple/([a-z0-9-]+)/", path)) is not None:
-            self._list(page[1])
+            if page[1] == self.index.demanding:
+                self.reply(403, b"forbidden")
+            else:
+                self._list(page[1])
         elif path.startswith("/files/") and (self.index.folder / Path(path).name).is_file():
-            self.server_label = "files"
+            self.request_seen.server = "files"
             file = self.index.folder / Path(path).name
             self.send_file(file, hashlib.md5(file.name.encode(), usedforsecurity=False).hexdigest())
         else:

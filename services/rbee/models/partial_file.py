@@ -28,9 +28,13 @@ class PartialFile:
         self._note = _note_path(target)
         self._identity = {"size_bytes": size_bytes, "sha256": sha256}
         self._hash = hashlib.sha256()
-        self._file = self.path.open("ab", buffering=0)
-        self._take_up(_read_note(self._note))
-        self._write_note()
+        self._file = open(self.path, "ab", buffering=0, opener=_open_no_link)  # noqa: SIM115 - closed by __exit__
+        try:
+            self._take_up(_read_note(self._note))
+            self._write_note()
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, chunk: bytes) -> None:
         """Add bytes at the end. Raises OSError when the disk does not take them."""
@@ -101,6 +105,11 @@ class PartialFile:
 
     def _write_note(self) -> None:
         self._note.write_text(json.dumps({**self._identity, "validator": self.validator}), encoding="utf-8")
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    # A link here would let bytes leave the models directory.
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def observe(target: Path) -> tuple[int, int | None] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from rbee.core.errors import DiskFull, ModelNotFound, ServiceUnavailable
 from rbee.core.references import parse_model_ref
 from rbee.models.catalog import Catalog
-from rbee.models.storage import remove_model, require_disk, target_for
+from rbee.models.storage import remove_model, require_disk, target_for, write_error
 
 REPO = parse_model_ref("hf:org/repo")
 QUANT = parse_model_ref("hf:org/repo:Q4_0")
@@ -76,6 +77,19 @@ def test_disk_that_does_not_cover_the_need_is_refused_in_mb(tmp_path: Path) -> N
         require_disk(tmp_path, 2**60 + 1)
     assert caught.value.details["required"] == 2**40 + 1
     assert 0 <= caught.value.details["available"] < 2**40
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_that_finds_no_room_is_disk_full_with_the_need(tmp_path: Path, number: int) -> None:
+    error = write_error(OSError(number, "no room"), tmp_path / "a.gguf", 5 * 1024 * 1024 + 1)
+    assert isinstance(error, DiskFull)
+    assert error.details["required"] == 6
+
+
+def test_a_write_that_fails_otherwise_names_file_and_reason(tmp_path: Path) -> None:
+    error = write_error(PermissionError(errno.EACCES, "Permission denied"), tmp_path / "a.gguf", 1)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.message == f"Cannot write {tmp_path}/a.gguf: Permission denied"
 
 
 def test_remove_takes_file_conversions_and_row(models_dir: Path, catalog: Catalog) -> None:

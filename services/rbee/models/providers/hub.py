@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import (
     HfApi,
@@ -32,13 +33,20 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class HubProvider:
     """``hf:ORG/REPO``, ``hf:ORG/REPO:QUANT`` and ``hf:ORG/REPO/FILE.gguf``.
 
-    huggingface-hub reads its environment when it is imported; an endpoint and a cache folder given here win
-    over it. A file in the user's cache is used where it lies and never copied.
+    huggingface-hub reads its environment when it is imported; what is given here wins over it, and
+    ``token=False`` means none. A file in the user's cache is used where it lies and never copied.
     """
 
-    def __init__(self, *, endpoint: str | None = None, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        endpoint: str | None = None,
+        cache_dir: Path | None = None,
+        token: str | Literal[False] | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._cache_dir = cache_dir
+        self._token = token
 
     def resolve(self, ref: ModelRef) -> RemoteModel:
         if constants.HF_HUB_OFFLINE:
@@ -72,12 +80,12 @@ class HubProvider:
 
     def _ask_file(self, ref: ModelRef) -> RemoteModel:
         url = hf_hub_url(ref.reference, ref.variant, endpoint=self._endpoint)
-        found = get_hf_file_metadata(url, timeout=CONNECT_TIMEOUT_S)
+        found = get_hf_file_metadata(url, token=self._token, timeout=CONNECT_TIMEOUT_S)
         sha256 = found.etag if found.etag and _SHA256.fullmatch(found.etag) else None
         return self._remote(ref, ref.variant, found.size, sha256, found.commit_hash)
 
     def _ask_repository(self, ref: ModelRef) -> RemoteModel:
-        info = HfApi(endpoint=self._endpoint).model_info(
+        info = HfApi(endpoint=self._endpoint, token=self._token).model_info(
             ref.reference, files_metadata=True, timeout=CONNECT_TIMEOUT_S
         )
         files = {file.rfilename: file for file in info.siblings or []}
@@ -93,7 +101,7 @@ class HubProvider:
     ) -> RemoteModel:
         # The URL names the commit, so that a file that changes between two attempts stays the same file.
         url = hf_hub_url(ref.reference, filename, revision=revision, endpoint=self._endpoint)
-        authorization = build_hf_headers().get("authorization")
+        authorization = build_hf_headers(token=self._token).get("authorization")
         download = RemoteFile(url, size, sha256, authorization)
         return RemoteModel(filename, size, sha256, revision, download=download)
 
