@@ -133,25 +133,26 @@ class _Start:
         from rbee.hive.models import ModelStore
         from rbee.hive.routes.workers import READY_PATH
         from rbee.hive.threads import in_thread
-        from rbee.hive.worker_ports import can_listen
+        from rbee.hive.worker_ports import can_listen, listening_host, reachable_host, url_host
         from rbee.web.auth import KeyRing
 
         settings, log, metrics, keys = self.settings, get_logger(PROGRAM), HiveMetrics(), KeyRing(self.key)
         worker_host = settings.pool.worker_host or (
             "127.0.0.1" if is_loopback(serving.host) else socket.gethostname()
         )
-        own_host = serving.host if serving.host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+        own_host, listening = reachable_host(serving.host), listening_host(worker_host)
+        worker_address = reachable_host(listening)
         probe = MachineProbe(self.environ.get("CUDA_VISIBLE_DEVICES"))
         devices = Devices(probe, settings.hardware, in_thread)
         launcher = ChildWorkerLauncher(
             settings,
             host=worker_host,
-            callback_url=f"http://{_url_host(own_host)}:{serving.port}{READY_PATH}",
+            callback_url=f"http://{url_host(own_host)}:{serving.port}{READY_PATH}",
             environ=self.environ,
         )
         ports = HivePorts(
             launcher=launcher,
-            connect=lambda port, key: HttpWorkerConnection(worker_host, port, key),
+            connect=lambda port, key: HttpWorkerConnection(worker_address, port, key),
             journal=SqlitePidJournal(
                 self.database,
                 lambda backup: log.warning("database_moved_aside", message=f"damaged; kept as {backup}"),
@@ -173,18 +174,14 @@ class _Start:
             port=serving.port,
             daemon_pid=serving.daemon_pid,
             owner=self.owner,
-            worker_url=lambda port: f"http://{_url_host(worker_host)}:{port}",
-            can_listen=lambda port: can_listen(worker_host, port),
+            worker_url=lambda port: f"http://{url_host(worker_host)}:{port}",
+            can_listen=lambda port: can_listen(listening, port),
             request_shutdown=serving.request_shutdown,
             read_key=lambda: load_api_key(settings, self.environ),
         )
         hive = Hive(ports, facts, settings, keys, metrics)
         hive.end_orphans()
         return hive
-
-
-def _url_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 from rbee.core.client import ServiceClient, TransportFailure
 from rbee.core.errors import RbeeError
 from rbee.core.settings import Settings
+from rbee.hive.worker_ports import reachable_host, url_host
 
 STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
@@ -20,8 +21,7 @@ def run_command(
     command: str, settings: Settings, key: str | None, host: str, port: int, database: Path
 ) -> int:
     """Carry out one of ``__main__.COMMANDS``; the exit code. Results go to standard output as JSON."""
-    reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
-    client = ServiceClient(f"http://{reachable}:{port}", api_key=key)
+    client = ServiceClient(f"http://{url_host(reachable_host(host))}:{port}", api_key=key)
     try:
         if command == "detect":
             _print(_detect(settings))

@@ -9,8 +9,8 @@ from rbee.core.lifecycle import WorkerState
 from rbee.core.settings import Timing
 from rbee.hive.workers import WorkerRecord
 
-_HIVE_RESERVE_S = 5.0
-"""What the total of a hive's shutdown leaves between the end of draining and the kill."""
+_RESERVE_S = 5.0
+"""What is left between the end of draining and the kill."""
 
 
 def idle_deadline(
@@ -63,12 +63,12 @@ def stop_schedule(timing: Timing) -> StopSchedule:
         timing.shutdown_ack_timeout_s,
         timing.shutdown_kill_after_s,
         timing.worker_drain_timeout_s,
-        timing.worker_drain_timeout_s + _HIVE_RESERVE_S,
+        timing.worker_drain_timeout_s + min(_RESERVE_S, timing.worker_drain_timeout_s),
     )
 
 
 def cascade_schedule(timing: Timing) -> StopSchedule:
     """The schedule of ending every worker because the hive ends."""
     total = timing.hive_shutdown_timeout_s
-    reserve = min(_HIVE_RESERVE_S, total / 2)
+    reserve = min(_RESERVE_S, total / 2)
     return StopSchedule(timing.shutdown_ack_timeout_s, timing.shutdown_kill_after_s, total - reserve, total)

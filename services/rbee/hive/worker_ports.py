@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable, Collection
 
 from rbee.core.errors import WorkerStartFailed
+
+ALL_ADDRESSES = {4: "0.0.0.0", 6: "::"}  # noqa: S104 (workers have keys)
 
 
 class WorkerPorts:
@@ -41,6 +44,24 @@ class WorkerPorts:
         self._promised.discard(port)
 
 
+def listening_host(url_host: str) -> str:
+    """The address that a worker listens on whose URL names ``url_host``.
+
+    An address of this machine is taken literally. A name, or an address that another machine translates, is
+    only how others reach this one; then the worker listens on all addresses.
+    """
+    try:
+        version = ipaddress.ip_address(url_host).version
+    except ValueError:
+        return "127.0.0.1" if url_host == "localhost" else ALL_ADDRESSES[4]
+    return url_host if can_listen(url_host, 0) else ALL_ADDRESSES[version]
+
+
+def reachable_host(listening: str) -> str:
+    """Where this machine reaches what listens there."""
+    return {ALL_ADDRESSES[4]: "127.0.0.1", ALL_ADDRESSES[6]: "::1"}.get(listening, listening)
+
+
 def can_listen(host: str, port: int) -> bool:
     """Whether a listening socket could be opened; a port in TIME_WAIT is free, as it is for a worker."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -52,3 +73,8 @@ def can_listen(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def url_host(host: str) -> str:
+    """The host as it stands in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

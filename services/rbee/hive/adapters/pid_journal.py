@@ -14,6 +14,7 @@ from pathlib import Path
 from rbee.core.errors import ServiceUnavailable
 from rbee.hive.ports import JournalRow
 
+LOCK_WAIT_S = 2.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS worker_pids (
     worker_id TEXT PRIMARY KEY,
@@ -86,7 +87,7 @@ class SqlitePidJournal:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
+    database = sqlite3.connect(path, timeout=LOCK_WAIT_S, check_same_thread=False)
     try:
         database.execute("PRAGMA synchronous = OFF")
         database.execute(_SCHEMA)
