@@ -101,12 +101,9 @@ class ModelStore:
         if digest is None:
             return None
 
-        def look() -> Path | None:
-            from rbee.models.conversion import converted_folder
+        from rbee.models.converted_folders import converted_folder
 
-            return converted_folder(self._models_dir, digest, compute_type)
-
-        return in_thread(look)
+        return converted_folder(self._models_dir, digest, compute_type)
 
     def convert(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> Path:
         """Block until the model is converted; requests for the same conversion share one.
@@ -258,7 +255,6 @@ class ModelStore:
     def _load(self) -> None:
         try:
             self._catalog()
-            in_thread(_import_gguf)
         except RbeeError as error:
             log.warning("catalog_unavailable", message=error.message)
 
@@ -284,8 +280,3 @@ def _percent(data: dict[str, Any]) -> float:
 
 def _import_catalog() -> None:
     import rbee.models.catalog  # noqa: F401
-
-
-def _import_gguf() -> None:
-    import rbee.models.conversion
-    import rbee.models.gguf_summaries  # noqa: F401

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from rbee.core.errors import BackendUnavailable, InvalidRequest
-from rbee.models.gguf_file import GgufFile
+
+if TYPE_CHECKING:
+    from rbee.models.gguf_file import GgufFile
 
 # Smaller models stay in float32 on a CPU: plain int8 costs them more quality than memory is worth
 # (SmolLM2-135M: 0.08 to 0.24 nats a token, KL to float32), and at one stream it is hardly faster.

@@ -25,6 +25,7 @@ from rbee.models.compute_types import (
     parse_compute_type,
 )
 from rbee.models.conversion_lock import OnProgress, exclusive_conversion, partial_folder
+from rbee.models.converted_folders import DESCRIPTION, RECIPE, converted_folder
 from rbee.models.ct2_layout import Layout, lay_out
 from rbee.models.ct2_writer import write_model
 from rbee.models.gguf_file import GgufFile, read_gguf
@@ -40,9 +41,6 @@ __all__ = [
     "sha256_of",
 ]
 
-# Raised whenever the converted files change for the same input; older folders are then converted again.
-RECIPE = 1
-DESCRIPTION = "rbee.json"
 _HASH_BLOCK_BYTES = 4 * MIB
 
 
@@ -81,20 +79,6 @@ def convert(
                 return ready
             require_disk(folder, needed)
             return _convert(gguf, digest, chosen, folder, report)
-
-
-def converted_folder(models_dir: Path, sha256: str, compute_type: str) -> Path | None:
-    """The folder that ``convert`` would return, if it is complete and of this recipe."""
-    folder = models_dir / CONVERTED_FOLDER / f"{sha256}-{compute_type}"
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if description["recipe"] != RECIPE:
-            return None
-        files = dict(description["files"])
-        complete = all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return folder if complete else None
 
 
 def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:

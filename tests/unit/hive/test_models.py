@@ -23,6 +23,7 @@ from rbee.hive.local_models import LocalModel, ModelFormat
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.models import ModelStore
 from rbee.models.catalog import Catalog
+from rbee.models.conversion import convert
 from rbee.testing.fake_provisioner import FakeProvisioner
 from support.gguf_factory import TinyModel
 
@@ -280,6 +281,17 @@ def test_a_failed_conversion_is_told_and_tried_again(node: Node) -> None:
 def test_a_model_without_a_conversion_has_none(node: Node) -> None:
     local = node.store.provide(REF, ignore)
     assert node.store.converted(local, REF, "int8") is None
+
+
+def test_a_finished_conversion_is_found_again(node: Node) -> None:
+    local = node.store.provide(REF, ignore)
+    folder = convert(local.path, node.models_dir, "int8", sha256=local.digest, on_progress=lambda *_: None)
+    assert node.store.converted(local, REF, "int8") == folder
+    assert node.store.convert(local, REF, "int8", ignore) == folder
+    assert node.store.converted(local, REF, "float32") is None
+    assert node.provisioner.conversions == []
+    node.store.remove(REF, nobody)
+    assert not folder.exists()
 
 
 # -- the catalog ------------------------------------------------------------------------------------------

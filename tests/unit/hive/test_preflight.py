@@ -1,16 +1,24 @@
 """The checks before a worker starts: their order, their figures, what they say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from rbee.core.errors import BackendUnavailable, DeviceUnavailable, DiskFull, MemoryExhausted
+from rbee.core.errors import (
+    BackendUnavailable,
+    DeviceUnavailable,
+    DiskFull,
+    MemoryExhausted,
+    ModelIncompatible,
+)
 from rbee.core.settings import Settings
 from rbee.hive.devices import MIB, Devices, NodeDevices
 from rbee.hive.local_models import LocalModel, ModelFormat
 from rbee.hive.preflight import Placement, Preflight, choose_device, required_mb
+from rbee.models.conversion import convert, sha256_of
 from rbee.testing.fake_device_probe import FakeDeviceProbe, fake_gpus
 from support.gguf_factory import TinyModel
 
@@ -174,6 +182,22 @@ def test_no_room_for_the_conversion_is_refused_with_the_amounts(small_gguf: Loca
 def test_a_cuda_device_takes_mixed_int8(small_gguf: LocalModel) -> None:
     placement = preflight(FakeDeviceProbe(gpus=fake_gpus(100))).check_worker(small_gguf, None, None, Story())
     assert placement.compute_type == "int8_float16"
+
+
+def test_a_finished_conversion_needs_no_more_disk_and_no_look_at_the_header(
+    small_gguf: LocalModel, tmp_path: Path
+) -> None:
+    digest = sha256_of(small_gguf.path)
+    convert(small_gguf.path, tmp_path / "models", "float32", sha256=digest, on_progress=lambda *_: None)
+    known = replace(small_gguf, digest=digest)
+    small_gguf.path.write_text("no longer a GGUF, which nobody looks at")
+    paths = {"models_dir": str(tmp_path / "models")}
+    checks = preflight(FakeDeviceProbe(disk_mb=0), paths=paths)
+    assert checks.check_worker(known, None, None, Story()).compute_type == "float32"
+    with pytest.raises(ModelIncompatible):
+        preflight(FakeDeviceProbe(), paths=paths, worker={"compute_type": "int8"}).check_worker(
+            known, None, None, Story()
+        )
 
 
 def converted(tmp_path: Path, size: int) -> Path:
