@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -62,6 +64,8 @@ class ServiceClient:
         self._prefix = urlsplit(self.base_url).path
         # A pool of our own, not a proxy manager: proxies are for the internet, not for a fleet's services.
         self._pool = urllib3.connection_from_url(self.base_url, maxsize=_CONNECTIONS_KEPT, retries=False)
+        if isinstance(self._pool, urllib3.HTTPConnectionPool) and self._pool.scheme == "http":
+            self._pool.ConnectionCls = _Connection
         self._headers = {"Accept": "*/*", "User-Agent": f"rbee/{__version__}"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -147,6 +151,30 @@ class ServiceClient:
             return json.loads(answer.data)
         except ValueError:
             raise TransportFailure("unreadable", "the answer is not JSON") from None
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    """A connection whose check for reuse is one system call.
+
+    urllib3 polls the socket instead, which under gevent is a turn of the event loop for every request.
+    """
+
+    @property
+    def is_connected(self) -> bool:
+        if self.sock is None:
+            return False
+        # The built-in type, which gevent does not replace: its own would wait for data.
+        probe = _socket.socket(fileno=self.sock.fileno())
+        try:
+            probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            probe.detach()
+        # Closed by the service, or data that nobody asked for.
+        return False
 
 
 class EventStream(AbstractContextManager["EventStream"]):

@@ -23,6 +23,7 @@ from rbee.core.errors import (
 from rbee.core.events import Event, encode_event
 from rbee.queen.ports import Events, HiveApi
 
+_FAREWELL_S = 0.1
 Send = Callable[[bytes], None]
 """Told whole events as bytes."""
 
@@ -177,14 +178,26 @@ class InferenceRelay:
                 continue
             data = _object_of(event)
             if "done" in data:
+                _read_to_end(source)
                 return event.raw, None
             if "error" in data:
+                _read_to_end(source)
                 error = data["error"]
                 return event.raw, str(error.get("code")) if isinstance(error, dict) else "INTERNAL_ERROR"
             if "token" in data:
                 self.tokens += 1
                 self.restart_stall()
             send(event.raw)
+
+
+def _read_to_end(source: Iterator[Event]) -> None:
+    """Take the closing marker too, so that the connection can serve the next request."""
+    try:
+        with gevent.Timeout(_FAREWELL_S, False):
+            for _ in source:
+                pass
+    except TransportFailure:
+        return
 
 
 def _object_of(event: Event) -> dict[str, Any]:

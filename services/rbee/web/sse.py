@@ -151,9 +151,17 @@ class _Stream:
             except gevent.queue.Empty:
                 yield KEEP_ALIVE
                 continue
+            # What has piled up goes out in one write.
+            pieces = []
+            while item is not None:
+                pieces.append(item)
+                if queue.empty():
+                    break
+                item = queue.get_nowait()
+            if pieces:
+                yield b"".join(pieces)
             if item is None:
                 return
-            yield item
 
     def stop(self) -> None:
         """The answer is over, finished or not: stop the watcher and a producer that still runs."""
