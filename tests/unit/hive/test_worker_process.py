@@ -83,6 +83,7 @@ def test_a_worker_inherits_no_secret_and_gets_the_settings() -> None:
         "CUDA_VISIBLE_DEVICES": "1",
         "RBEE_HOME": "/home",
         "PYTHONUNBUFFERED": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     assert settings["worker"]["context_tokens"] == 2048
     assert settings["timing"]["sse_keepalive_s"] == 10

@@ -103,6 +103,7 @@ class MachineProbe:
                 answer = subprocess.run(
                     [sys.executable, "-c", _ENGINE_CHECK],
                     capture_output=True,
+                    stdin=subprocess.DEVNULL,
                     timeout=_ENGINE_CHECK_TIMEOUT_S,
                     check=True,
                 )

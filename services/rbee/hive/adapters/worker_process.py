@@ -46,7 +46,13 @@ def worker_environment(environ: Mapping[str, str], settings: Settings) -> dict[s
         for name, value in environ.items()
         if not _SECRET_NAME.search(name) and name not in _NOT_FOR_WORKERS
     }
-    return {**kept, WORKER_SETTINGS_VARIABLE: settings.for_worker(), "PYTHONUNBUFFERED": "1"}
+    return {
+        **kept,
+        # The order of the driver, in which the device probe counts; CUDA's own default is by speed.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        WORKER_SETTINGS_VARIABLE: settings.for_worker(),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 class ChildWorkerLauncher:
