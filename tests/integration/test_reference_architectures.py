@@ -165,3 +165,19 @@ def test_the_name_mistral_gives_the_same_model_as_llama(tmp_path: Path) -> None:
 def test_a_variant_gives_the_logits_of_llama_cpp(tmp_path: Path, variant: str) -> None:
     model = VARIANTS[variant]
     assert largest_difference(tmp_path, model) < TOLERANCE.get(model.architecture, EXACT)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_generating_step_by_step_takes_the_tokens_of_one_pass(tmp_path: Path, name: str) -> None:
+    source = TinyModel(name, layers=7).write(tmp_path / "model.gguf")
+    folder = convert(source, tmp_path / "models", "float32", on_progress=lambda _done, _total: None)
+    tokens = json.loads((folder / "vocabulary.json").read_text())
+    prompt = ids_for(TinyModel(name), count=12)
+    generator = ctranslate2.Generator(str(folder), intra_threads=1)
+    (result,) = generator.generate_batch(
+        [[tokens[i] for i in prompt]], max_length=20, end_token=[], include_prompt_in_result=False
+    )
+    generated = result.sequences_ids[0]
+    assert len(generated) == 20
+    best = our_logprobs(folder, [*prompt, *generated]).argmax(axis=1)
+    assert generated == best[len(prompt) - 1 : -1].tolist()

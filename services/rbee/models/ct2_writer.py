@@ -7,6 +7,7 @@ shapes, so that each weight has its place before any is read and several threads
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections import Counter
@@ -68,15 +69,24 @@ def write_model(
     with path.open("wb+") as file:
         descriptor = file.fileno()
         end = max((slot.offset + slot.nbytes for slot in slots.values()), default=len(header))
-        if _PREALLOCATE is not None:
-            # A full disk shows now and not after minutes of work.
-            _PREALLOCATE(descriptor, 0, end)
+        _reserve(descriptor, end)
         for offset, piece in header:
             _write_at(descriptor, piece, offset)
         _write_at(descriptor, _alias_table(layout.aliases), end)
         filler = _Filler(descriptor, gguf, slots, compute_type)
         _fill_all(filler, layout, on_progress)
         os.fsync(descriptor)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Let a full disk show now and not after minutes of work, where the file system can tell."""
+    if _PREALLOCATE is None:
+        return
+    try:
+        _PREALLOCATE(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def _plan(layout: Layout, compute_type: ComputeType) -> tuple[list[tuple[int, bytes]], dict[str, _Slot]]:

@@ -1,0 +1,83 @@
+"""Speed and peak memory of a conversion, and of reading a header, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.embedded import embedded_gguf
+from bench.measuring import Table, median
+
+COMPUTE_TYPES = ("float32", "int8")
+ROUNDS = 3
+HEADER_ROUNDS = 5
+_CONVERT = """
+import json, resource, sys, time
+from pathlib import Path
+from rbee.models.conversion import convert
+begun = time.perf_counter()
+folder = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], on_progress=lambda done, total: None)
+took = time.perf_counter() - begun
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps([took, peak, (folder / "model.bin").stat().st_size]))
+"""
+
+
+def convert_once(source: Path, compute_type: str) -> tuple[float, int, int]:
+    """Seconds (hashing included), peak resident bytes of the process, and bytes of the written model."""
+    with tempfile.TemporaryDirectory() as models_dir:
+        command = [sys.executable, "-c", _CONVERT, str(source), models_dir, compute_type]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    took, peak, size = json.loads(done.stdout)
+    return took, peak, size
+
+
+def header_seconds(source: Path) -> tuple[float, float]:
+    """Seconds to read the header: ours, and the gguf library's reader."""
+    import gguf
+
+    from rbee.models.gguf_file import read_gguf
+
+    ours = []
+    for _ in range(HEADER_ROUNDS):
+        begun = time.perf_counter()
+        read_gguf(source)
+        ours.append(time.perf_counter() - begun)
+    begun = time.perf_counter()
+    gguf.GGUFReader(source)
+    return median(ours), time.perf_counter() - begun
+
+
+def measure() -> Table:
+    """Conversions of the embedded model to the types that `auto` chooses on a CPU."""
+    source = embedded_gguf()
+    megabytes = source.stat().st_size / 2**20
+    rows = []
+    for compute_type in COMPUTE_TYPES:
+        runs = [convert_once(source, compute_type) for _ in range(ROUNDS)]
+        took, peak, size = median([run[0] for run in runs]), max(run[1] for run in runs), runs[0][2]
+        rows.append(
+            [
+                compute_type,
+                f"{took:.2f} s",
+                f"{megabytes / took:.0f} MB/s",
+                f"{size / 2**20:.0f} MB",
+                f"{peak / 2**20:.0f} MB",
+                f"{peak / (1.5 * size + 300 * 2**20):.2f}",
+            ]
+        )
+    ours, theirs = header_seconds(source)
+    note = (
+        f"{source.name}, {megabytes:.0f} MB; medians of {ROUNDS} runs. "
+        f"Header: {ours * 1000:.0f} ms, the gguf library's reader takes {theirs / ours:.0f} times as long."
+    )
+    columns = ["compute type", "time", "input", "model", "peak memory", "of 1.5 x model + 300 MB"]
+    return Table("Conversion", columns, rows, note)
+
+
+if __name__ == "__main__":
+    print(measure().text())
