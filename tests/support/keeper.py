@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from support.daemons import environment, wait_until
 
 COMMAND = [sys.executable, "-m", "rbee_keeper"]
@@ -108,3 +110,27 @@ class RunningKeeper:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(10)
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Living processes that carry this home in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def programs_of(home: Path) -> set[str]:
+    """Which of our daemons run for this home."""
+    names = ("queen", "hive", "worker")
+    lines = [" ".join(p.cmdline()) for p in processes_of(home) if p.is_running()]
+    return {
+        name
+        for name in names
+        for line in lines
+        if f"{name}-rbee" in line or f"rbee-{name}" in line or f"rbee.{name}" in line
+    }
