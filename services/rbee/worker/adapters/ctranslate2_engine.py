@@ -18,8 +18,8 @@ from rbee.worker.model_file import ModelFile, damaged, read_model_file
 from rbee.worker.native import NativeThreads
 from rbee.worker.ports import Decoding, LoadProgress
 
-# What the library raises: its own errors, bad arguments, std::bad_alloc.
-_ENGINE_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
+# What pybind11 makes of C++ exceptions: std::exception, invalid_argument, out_of_range, overflow, bad_alloc.
+_ENGINE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, OSError)
 _POSITION_POLL_S = 0.02
 # The library takes this value for "a random seed in every thread".
 _RANDOM_SEED = 2**32 - 1
