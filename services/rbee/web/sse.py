@@ -20,6 +20,7 @@ from rbee.web.errors import internal_error
 
 BUFFERED_EVENTS = 100
 _FULL_GRACE_S = 1.0
+_FIRST_SIGN_S = 0.1
 
 
 class ClientGone(gevent.GreenletExit):
@@ -145,12 +146,16 @@ class _Stream:
 
     def chunks(self) -> Iterator[bytes]:
         queue = self._emitter._queue
+        # Headers leave with the first bytes: a stream that begins in silence shows itself by a comment soon.
+        patience_s = min(_FIRST_SIGN_S, self._keepalive_s)
         while True:
             try:
-                item = queue.get(timeout=self._keepalive_s)
+                item = queue.get(timeout=patience_s)
             except gevent.queue.Empty:
                 yield KEEP_ALIVE
                 continue
+            finally:
+                patience_s = self._keepalive_s
             # What has piled up goes out in one write.
             pieces = []
             while item is not None:
