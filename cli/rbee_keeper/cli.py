@@ -106,8 +106,6 @@ def _execute(session: Session, argv: Sequence[str]) -> int:
 
 def _shown(session: Session, outcome: Any) -> int:
     """Print what a command returned; click itself returns a number after ``--help`` and ``--version``."""
-    if session.options.no_color:
-        session.terminal.disable_color()
     if isinstance(outcome, Result):
         from rbee_keeper.rendering import show
 

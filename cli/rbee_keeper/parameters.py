@@ -70,7 +70,9 @@ def queen_url_problem(url: str) -> str | None:
     """Why ``url`` cannot be a queen's, or None."""
     try:
         parts = urlsplit(url)
-        is_plain = parts.scheme == "http" and parts.hostname and parts.path in ("", "/") and parts.port != 0
+        has_extras = bool(parts.username or parts.password or parts.query or parts.fragment)
+        is_root = parts.path in ("", "/") and not has_extras
+        is_plain = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0 and is_root
     except ValueError:
         is_plain = False
     return None if is_plain else "is not of the form http://HOST:PORT"
@@ -116,7 +118,9 @@ def _global_options(*, hidden: bool) -> list[click.Option]:
     """``--config``, ``--queen-url`` and ``--no-color``; accepted before and after the command's name."""
 
     def store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        if value:
+        if value and param.name == "no_color":
+            _session(ctx).terminal.disable_color()
+        elif value:
             setattr(_session(ctx).options, str(param.name), value)
 
     def option(*names: str, **attributes: Any) -> click.Option:

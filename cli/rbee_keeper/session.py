@@ -23,11 +23,10 @@ DEFAULT_QUEEN_PORT = 8080
 
 @dataclass
 class GlobalOptions:
-    """The global flags as given."""
+    """The global flags that choose configuration and queen, as given."""
 
     config: str | None = None
     queen_url: str | None = None
-    no_color: bool = False
 
 
 @dataclass

@@ -1,9 +1,15 @@
 """`infer` against a scripted queen: what the user sees for every way a stream can go."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import signal
 import stat
+import struct
 import subprocess
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +354,57 @@ def test_wrong_usage_is_told_before_anything_is_asked(tmp_path: Path) -> None:
     assert (run.code, run.stdout) == (2, "")
     assert "Error: Invalid value for '--model'" in run.stderr
     assert "Suggestion: Use hf:ORG/REPO" in run.stderr
+
+
+def on_a_terminal(home: Path, *args: str) -> tuple[int, str]:
+    """Run the keeper with both streams on one terminal; its exit code and what the terminal received."""
+    leader, follower = pty.openpty()
+    try:
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        keeper = subprocess.Popen(
+            [*COMMAND, *args],
+            env={**environment(home), "TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            stdout=follower,
+            stderr=follower,
+            start_new_session=True,
+        )
+        os.close(follower)
+        received = b""
+        with contextlib.suppress(OSError):  # Linux reports the end of the last writer as EIO.
+            while piece := os.read(leader, 65536):
+                received += piece
+        return keeper.wait(30), received.decode().replace("\r\n", "\n")
+    finally:
+        os.close(leader)
+
+
+def test_on_a_terminal_the_bar_moves_in_place_and_the_text_stays_in_one_piece(tmp_path: Path) -> None:
+    def script(stream: Stream) -> None:
+        for done in (0, 16, 32):
+            stream.progress(stage="loading_to_vram", layers_loaded=done, layers_total=32, vram_mb=done)
+        stream.started()
+        stream.tokens("Once", " upon")
+        stream.narrate("Generated 2 tokens", "ct2-backend", "token_generate")
+        stream.tokens(" a\x1b[2J", " time")
+        stream.narrate("Generated 4 tokens in 118 ms", "ct2-backend", "inference_complete")
+        stream.done(4)
+
+    with ScriptedQueen(script) as queen:
+        code, seen = on_a_terminal(tmp_path, "--queen-url", queen.url, "infer", "--prompt", "x", "--no-color")
+    finished = [line.split("\r\x1b[K")[-1] for line in seen.removesuffix("\n").split("\n")]
+    assert code == 0
+    assert finished == [
+        "Loading model to VRAM... [████████████████████] 100% (32/32 layers)",
+        "Model ready!",
+        "Once upon a\\x1b[2J time",
+        "[ct2-backend] Generated 4 tokens in 118 ms",
+        "4 tokens in 118 ms",
+    ]
+
+
+def test_a_crash_on_a_terminal_is_told_below_the_text(tmp_path: Path) -> None:
+    with ScriptedQueen(crash) as queen:
+        code, seen = on_a_terminal(tmp_path, "--queen-url", queen.url, "infer", "--prompt", "x")
+    assert code == 1
+    assert seen.startswith("Once upon\n\x1b[31mError: SSE stream closed unexpectedly\x1b[0m\n")

@@ -42,6 +42,8 @@ def session() -> Session:
         ["infer", "--prompt", "x", "--retry", "11"],
         ["--queen-url", "ftp://x", "queen", "status"],
         ["queen", "status", "--queen-url", "http://host:0"],
+        ["queen", "status", "--queen-url", "http://user:secret@host:8080"],
+        ["queen", "status", "--queen-url", "http://host:8080/path?x=1"],
         ["queen", "start", "--port", "80"],
         ["workers", "shutdown"],
         ["workers", "shutdown", "--id", "a/b"],
