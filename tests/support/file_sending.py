@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal, Self
+from typing import BinaryIO, Literal, Self
 
 BLOCK = 64 * 1024
 
@@ -41,6 +41,7 @@ class Fault:
     reset     the connection is reset when ``at`` (a share of the whole file) is reached, at once when past it
     close     the same with an orderly end
     stall     nothing more comes from ``at`` on, the connection stays open
+    hold      the same until ``Recorder.released`` is set, then the rest comes
     throttle  ``bytes_per_s``
     flip      the byte at ``at`` has another bit
     length    ``extra`` bytes more are announced and sent than the file has
@@ -48,7 +49,7 @@ class Fault:
     whole     ranges are ignored, the whole file is sent
     """
 
-    kind: Literal["reset", "close", "stall", "throttle", "flip", "length", "status", "whole"]
+    kind: Literal["reset", "close", "stall", "hold", "throttle", "flip", "length", "status", "whole"]
     at: float = 0.0
     bytes_per_s: int = 1_000_000
     status: int = 503
@@ -60,6 +61,8 @@ class Fault:
     """How many transfers go well before."""
     name: str = ""
     """Only files whose path ends so."""
+    whole_only: bool = False
+    """Only requests for the whole file, not for a range."""
 
 
 @dataclass
@@ -69,6 +72,7 @@ class Recorder:
     requests: list[Request] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, request: Request) -> None:
@@ -90,12 +94,12 @@ class Recorder:
                 return [request for request in found if name in request.path]
             time.sleep(0.005)
 
-    def faults_for(self, name: str) -> list[Fault]:
+    def faults_for(self, name: str, *, is_range: bool) -> list[Fault]:
         """The faults of this transfer; counts it against their ``skip`` and ``times``."""
         with self._lock:
             due = []
             for fault in self.faults:
-                if not name.endswith(fault.name):
+                if not name.endswith(fault.name) or (is_range and fault.whole_only):
                     continue
                 if fault.skip > 0:
                     fault.skip -= 1
@@ -157,7 +161,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, path: Path, etag: str) -> None:
         """The file, or the range asked for, spoiled by the faults that are due."""
-        faults = self.recorder.faults_for(str(path)) if self.command == "GET" else []
+        is_range = "Range" in self.headers
+        faults = []
+        if self.command == "GET":
+            faults = self.recorder.faults_for(str(path), is_range=is_range)
         by_kind: dict[str, Fault] = {fault.kind: fault for fault in faults}
         if (fault := by_kind.get("status")) is not None:
             extra = {} if fault.retry_after is None else {"Retry_After": str(fault.retry_after)}
@@ -196,23 +203,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_body(self, path: Path, start: int, end: int, faults: dict[str, Fault]) -> None:
         stop, size = end, path.stat().st_size
-        ending = next((faults[kind] for kind in ("reset", "close", "stall") if kind in faults), None)
+        ending = next((faults[kind] for kind in ("reset", "close", "stall", "hold") if kind in faults), None)
         if ending is not None:
             stop = max(start, int(size * ending.at))
         flipped = int(size * faults["flip"].at) if "flip" in faults else -1
         with path.open("rb") as file:
             file.seek(start)
-            position = start
-            while position < min(stop, end):
-                block = bytearray(file.read(min(BLOCK, min(stop, end) - position)))
-                if position <= flipped < position + len(block):
-                    block[flipped - position] ^= 0x40
-                self._write(bytes(block))
-                position += len(block)
-                if "throttle" in faults:
-                    self.recorder.closing.wait(len(block) / faults["throttle"].bytes_per_s)
-        if ending is not None and position >= stop:
-            _ENDINGS[ending.kind](self)
+            self._send_until(file, min(stop, end), flipped, faults)
+            if ending is not None and file.tell() >= stop:
+                _ENDINGS[ending.kind](self)
+                self._send_until(file, end, flipped, faults)
+
+    def _send_until(self, file: BinaryIO, end: int, flipped: int, faults: dict[str, Fault]) -> None:
+        while (position := file.tell()) < end:
+            block = bytearray(file.read(min(BLOCK, end - position)))
+            if position <= flipped < position + len(block):
+                block[flipped - position] ^= 0x40
+            self._write(bytes(block))
+            if "throttle" in faults:
+                self.recorder.closing.wait(len(block) / faults["throttle"].bytes_per_s)
 
     def _write(self, block: bytes) -> None:
         self.wfile.write(block)
@@ -233,13 +242,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def stall(self) -> None:
         """Keep the connection open and silent until the client leaves or the server ends."""
-        self.connection.settimeout(0.05)
-        while not self.recorder.closing.is_set():
+        self._be_silent(self.recorder.closing)
+        raise ConnectionAbortedError
+
+    def hold(self) -> None:
+        """Be silent until released."""
+        self._be_silent(self.recorder.released)
+
+    def _be_silent(self, until: threading.Event) -> None:
+        self.connection.settimeout(0.02)
+        while not until.is_set() and not self.recorder.closing.is_set():
             try:
                 if not self.connection.recv(1):
-                    return
+                    raise ConnectionAbortedError
             except TimeoutError:
                 continue
+        self.connection.settimeout(None)
 
     def _unacknowledged(self) -> int:
         answer = fcntl.ioctl(self.connection, termios.TIOCOUTQ, b"\0" * 4)
@@ -250,6 +268,7 @@ _ENDINGS: dict[str, Callable[[Handler], None]] = {
     "reset": Handler.reset,
     "close": Handler.close_early,
     "stall": Handler.stall,
+    "hold": Handler.hold,
 }
 
 

@@ -62,7 +62,7 @@ class Place:
 
 
 class Provisioner:
-    """A running provisioner whose lines are collected as they come."""
+    """A running provisioner whose lines are collected as they come; a context manager that ends it."""
 
     def __init__(self, args: Sequence[str], env: Mapping[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -125,6 +125,12 @@ class Provisioner:
         """Until a line contains ``text``."""
         wait_until(lambda: any(text in line for line in list(self.lines)), what=text)
 
+    def __enter__(self) -> Provisioner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
     def _close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -138,7 +144,7 @@ class Provisioner:
 
 def run_provisioner(args: Sequence[str], env: Mapping[str, str]) -> Provisioner:
     """Run it to its end and check that status and last line agree."""
-    child = Provisioner(args, env)
-    status = child.wait()
+    with Provisioner(args, env) as child:
+        status = child.wait()
     assert status == (0 if child.final["stage"] == "complete" else 1), child.stderr
     return child

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from rbee.models.transfers import Transfer, TransferInterrupted
 
 CONNECT_TIMEOUT_S = 10.0
 _CHUNK = MIB
+_TLS_RECORD = 16 * 1024
+_WRITE_INTERVAL_S = 0.05
 _DISK_CHECK_EVERY = 64 * MIB
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
@@ -122,17 +125,37 @@ def _continue(
 def _receive(
     response: requests.Response, partial: PartialFile, total: int | None, transfer: Transfer
 ) -> None:
-    next_disk_check = partial.offset + _DISK_CHECK_EVERY
-    # read1 gives what one system call brought: bytes that came before a reset are kept.
-    while chunk := response.raw.read1(_CHUNK, decode_content=False):
-        try:
-            partial.append(chunk)
-        except OSError as error:
-            raise write_error(error, partial.path, max(len(chunk), (total or 0) - partial.offset)) from error
-        transfer.listener.received(partial.offset, total)
-        if total is not None and partial.offset >= next_disk_check:
-            require_disk(partial.path.parent, max(0, total - partial.offset))
-            next_disk_check += _DISK_CHECK_EVERY
+    arrived = bytearray()
+    written_at = time.monotonic()
+    try:
+        # read1 gives what one system call brought, so nothing that came before a reset is lost. With TLS that
+        # is one record; full ones, which others follow, are gathered, because every write, digest and report
+        # has its price.
+        while chunk := response.raw.read1(_CHUNK, decode_content=False):
+            arrived += chunk
+            now = time.monotonic()
+            is_full = len(chunk) == _TLS_RECORD
+            if not is_full or len(arrived) >= _CHUNK or now - written_at >= _WRITE_INTERVAL_S:
+                written_at = now
+                _keep(arrived, partial, total, transfer)
+    finally:
+        if arrived:
+            _keep(arrived, partial, total, transfer)
+
+
+def _keep(arrived: bytearray, partial: PartialFile, total: int | None, transfer: Transfer) -> None:
+    """Write what arrived and empty it."""
+    block = bytes(arrived)
+    arrived.clear()
+    before = partial.offset
+    missing = max(len(block), (total or 0) - before)
+    try:
+        partial.append(block)
+    except OSError as error:
+        raise write_error(error, partial.path, missing) from error
+    transfer.listener.received(partial.offset, total)
+    if total is not None and before // _DISK_CHECK_EVERY != partial.offset // _DISK_CHECK_EVERY:
+        require_disk(partial.path.parent, max(0, total - partial.offset))
 
 
 def _range_headers(remote: RemoteFile, partial: PartialFile) -> dict[str, str]:

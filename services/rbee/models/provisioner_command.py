@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rbee.core.errors import InvalidModelRef
 from rbee.core.references import ModelRef, parse_model_ref
 
 MODULE = "rbee.models.provisioner"
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     convert.add_argument("--path", type=Path, required=True)
     convert.add_argument("--compute-type", required=True)
     for command in (fetch, convert):
-        command.add_argument("--ref", type=parse_model_ref, required=True)
+        command.add_argument("--ref", type=_reference, required=True)
         command.add_argument("--models-dir", type=Path, required=True)
         command.add_argument("--catalog-db", type=Path, required=True)
     return parser.parse_args(argv)
@@ -63,6 +64,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _where(ref: ModelRef, models_dir: Path, catalog_db: Path) -> tuple[str, ...]:
     return ("--ref", str(ref), "--models-dir", str(models_dir), "--catalog-db", str(catalog_db))
+
+
+def _reference(text: str) -> ModelRef:
+    try:
+        return parse_model_ref(text)
+    except InvalidModelRef as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def _delays(text: str) -> tuple[int, ...]:

@@ -49,4 +49,7 @@ def _wait(lock: FileLock, target: Path, listener: TransferListener) -> None:
                     begun = True
                 listener.received(*seen)
         else:
+            if begun and target.is_file():
+                size = target.stat().st_size
+                listener.received(size, size)
             return

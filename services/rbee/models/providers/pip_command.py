@@ -85,7 +85,7 @@ def pip_download(requirement: str, folder: Path, on_bytes: Callable[[int, int | 
         arguments.append("--progress-bar=raw")
 
     def on_line(line: str) -> None:
-        if match := _PROGRESS.match(line):
+        if (match := _PROGRESS.match(line)) and int(match[1]) > 0:
             on_bytes(int(match[1]), int(match[2]) or None)
 
     run = _run([*arguments, "--", requirement], on_line)
