@@ -25,6 +25,8 @@ DONE = "[DONE]"
 class Script:
     """What the pair does."""
 
+    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"
     port: int = 0
     version: str = "0.1.0"
     owner: str = "operator"
@@ -316,12 +318,12 @@ def main() -> None:
     for is_worker in (True, False):
         handler = type("Handler", (_Handler,), {"pair": pair, "is_worker": is_worker})
         port = 0 if is_worker else pair.script.port
-        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        server = ThreadingHTTPServer((pair.script.host, port), handler)
         server.daemon_threads = True
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    pair.worker_url = f"http://127.0.0.1:{servers[0].server_port}"
-    hive_url = f"http://127.0.0.1:{servers[1].server_port}"
+    pair.worker_url = f"http://{pair.script.host}:{servers[0].server_port}"
+    hive_url = f"http://{pair.script.host}:{servers[1].server_port}"
     print(f"scripted-hive listening on {hive_url} worker {pair.worker_url}", flush=True)
     threading.Event().wait()
 
