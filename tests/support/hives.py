@@ -102,7 +102,7 @@ class HiveNode:
         for process in left:
             process.kill()
         if kind is None:
-            assert not left, f"left behind: {[p.cmdline() for p in left]}"
+            assert not left, f"left behind: {left}"
             assert not list((self.home / ".rbee" / "run").glob("*.key"))
 
     @property

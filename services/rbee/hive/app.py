@@ -144,7 +144,8 @@ class Hive:
     def end_orphans(self) -> None:
         """End what an earlier hive on this port left behind."""
         try:
-            end_orphans(self.ports.journal, self.ports.journal.rows(self.facts.port), self.log)
+            rows = self.ports.journal.rows(self.facts.port)
+            end_orphans(self.ports.journal, rows, self.ports.launcher.forget, self.log)
         except RbeeError as error:
             self.log.warning("journal_not_read", message=error.message)
 

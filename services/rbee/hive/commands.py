@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rbee.core.client import ServiceClient, TransportFailure
 from rbee.core.errors import RbeeError
+from rbee.core.logs import configure_logging
 from rbee.core.settings import Settings
 from rbee.hive.worker_ports import reachable_host, url_host
 
@@ -21,6 +23,7 @@ def run_command(
     command: str, settings: Settings, key: str | None, host: str, port: int, database: Path
 ) -> int:
     """Carry out one of ``__main__.COMMANDS``; the exit code. Results go to standard output as JSON."""
+    configure_logging("error")
     client = ServiceClient(f"http://{url_host(reachable_host(host))}:{port}", api_key=key)
     try:
         if command == "detect":
@@ -32,7 +35,7 @@ def run_command(
         elif command == "workers list":
             _print(client.get("/v1/workers/list"))
         elif command == "workers cleanup":
-            _print({"ended": _clean_up(database, client, port)})
+            _print({"ended": _clean_up(database, settings.run_dir, client, port)})
         else:
             _print({"ended": _stop_all(client)})
     except TransportFailure as failure:
@@ -54,10 +57,11 @@ def _detect(settings: Settings) -> Any:
     return Devices(probe, settings.hardware).capabilities(settings.pool.name, settings.models_dir)
 
 
-def _clean_up(database: Path, client: ServiceClient, port: int) -> list[str]:
+def _clean_up(database: Path, run_dir: Path, client: ServiceClient, port: int) -> list[str]:
     """End the orphans of this port; workers of a hive that runs are none."""
     from rbee.core.logs import get_logger
     from rbee.hive.adapters.pid_journal import SqlitePidJournal
+    from rbee.hive.adapters.worker_process import remove_key
     from rbee.hive.journal import end_orphans
 
     if not database.exists():
@@ -72,7 +76,7 @@ def _clean_up(database: Path, client: ServiceClient, port: int) -> list[str]:
                 raise
             living = set()
         orphans = [row for row in rows if row.worker_id not in living]
-        return end_orphans(journal, orphans, get_logger("rbee-hive"))
+        return end_orphans(journal, orphans, partial(remove_key, run_dir), get_logger("rbee-hive"))
     finally:
         journal.close()
 

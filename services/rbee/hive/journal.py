@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
 
 from rbee.core.processes import is_same_process
-from rbee.hive.ports import JournalRow, PidJournal
+from rbee.hive.ports import WORKER_ID_VARIABLE, JournalRow, PidJournal
 
 GONE_TIMEOUT_S = 5.0
+_POLL_S = 0.02
 
 
-def end_orphans(journal: PidJournal, rows: list[JournalRow], log: Any) -> list[str]:
+def end_orphans(
+    journal: PidJournal, rows: list[JournalRow], forget: Callable[[str], None], log: Any
+) -> list[str]:
     """Kill the processes of these rows that are still the same processes, and remove the rows.
 
     An orphan is killed, not asked: nobody is left whom it could serve, and it keeps nothing to lose.
+
+    Args:
+        forget: removes the key file of a worker.
 
     Returns:
         the ids of the workers that were still running.
@@ -26,7 +34,6 @@ def end_orphans(journal: PidJournal, rows: list[JournalRow], log: Any) -> list[s
         processes = list(_processes_of(row))
         for process in processes:
             _kill(process)
-        _, alive = psutil.wait_procs(processes, timeout=GONE_TIMEOUT_S)
         if processes:
             ended.append(row.worker_id)
             log.warning(
@@ -37,18 +44,24 @@ def end_orphans(journal: PidJournal, rows: list[JournalRow], log: Any) -> list[s
                 reason="orphan of an earlier hive",
                 signal="SIGKILL",
             )
-        if not alive:
+        if _have_gone(processes):
+            forget(row.worker_id)
             journal.remove(row.worker_id)
     return ended
 
 
 def _processes_of(row: JournalRow) -> Iterator[psutil.Process]:
-    """The worker's main process if it still is that of the row, and processes that name this worker."""
-    if is_same_process(row.pid, row.pid_started):
-        yield psutil.Process(row.pid)
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        command = process.info["cmdline"] or []
-        if process.pid != row.pid and row.worker_id in command and "--worker-id" in command:
+    """The process of the row if it still is the same, and others of its group that carry the worker's id."""
+    for process in psutil.process_iter():
+        try:
+            if process.pid == row.pid:
+                is_it = is_same_process(row.pid, row.pid_started)
+            else:
+                in_group = os.getpgid(process.pid) == row.pid
+                is_it = in_group and process.environ().get(WORKER_ID_VARIABLE) == row.worker_id
+        except (psutil.Error, OSError):
+            continue
+        if is_it:
             yield process
 
 
@@ -57,3 +70,20 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         return
+
+
+def _have_gone(processes: list[psutil.Process]) -> bool:
+    """Whether they end in time; one that only waits for its parent to take note of its end has gone."""
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    while any(map(_lives, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

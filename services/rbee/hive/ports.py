@@ -46,6 +46,10 @@ class WorkerOrder:
     key: str
 
 
+WORKER_ID_VARIABLE = "RBEE_WORKER_ID"
+"""In the environment of a worker and of everything it starts, so that nobody else is taken for it."""
+
+
 class WorkerProcess(Protocol):
     """A started worker: the leader of a process group of its own."""
 

@@ -61,8 +61,9 @@ class WorkerStopper:
 
     def kill(self, worker_id: str, seat: WorkerSeat, number: signal.Signals, reason: str) -> None:
         """Signal the worker's process group and tell the log."""
-        if seat.process is None or seat.gone.is_set():
+        if seat.process is None or seat.gone.is_set() or seat.is_killed:
             return
+        seat.is_killed = number == signal.SIGKILL
         if seat.process.signal_group(number):
             self._log.warning(
                 "forced_kill",

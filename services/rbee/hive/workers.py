@@ -83,6 +83,8 @@ class WorkerSeat:
     stop_asked: Event = field(default_factory=Event)
     end_reason: EndReason | None = None
     """Why it is being ended; None while it is not."""
+    is_killed: bool = False
+    """SIGKILL has been sent; there is nothing more to send."""
     gone: Event = field(default_factory=Event)
     """Set after the record has been removed and everything released."""
     first_idle: str | None = None

@@ -21,7 +21,7 @@ from gevent import subprocess
 from rbee.core.errors import WorkerStartFailed
 from rbee.core.processes import die_with_parent, kill_group, started_at
 from rbee.core.settings import WORKER_SETTINGS_VARIABLE, Settings
-from rbee.hive.ports import Narrator, WorkerOrder
+from rbee.hive.ports import WORKER_ID_VARIABLE, Narrator, WorkerOrder
 
 DEFAULT_COMMAND = "llm-worker-rbee"
 LONGEST_LINE = 65536
@@ -53,6 +53,11 @@ def worker_environment(environ: Mapping[str, str], settings: Settings) -> dict[s
         WORKER_SETTINGS_VARIABLE: settings.for_worker(),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def remove_key(run_dir: Path, worker_id: str) -> None:
+    """Remove the key file of a worker that is gone."""
+    _key_path(run_dir, worker_id).unlink(missing_ok=True)
 
 
 class ChildWorkerLauncher:
@@ -88,7 +93,7 @@ class ChildWorkerLauncher:
                 # thread that made it. Everything cooperative in this process runs there.
                 process = subprocess.Popen(
                     [*self._command, *self._arguments(order)],
-                    env=self._environment,
+                    env={**self._environment, WORKER_ID_VARIABLE: order.worker_id},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -116,7 +121,7 @@ class ChildWorkerLauncher:
         return list(deque((line for line in text.splitlines() if line.strip()), maxlen=count))
 
     def forget(self, worker_id: str) -> None:
-        self._key_path(worker_id).unlink(missing_ok=True)
+        remove_key(self._run_dir, worker_id)
 
     def _arguments(self, order: WorkerOrder) -> list[str]:
         values = {
@@ -128,15 +133,12 @@ class ChildWorkerLauncher:
             "--port": str(order.port),
             "--host": self._host,
             "--callback-url": self._callback_url,
-            "--api-key": f"@{self._key_path(order.worker_id)}",
+            "--api-key": f"@{_key_path(self._run_dir, order.worker_id)}",
         }
         return [text for pair in values.items() for text in pair]
 
-    def _key_path(self, worker_id: str) -> Path:
-        return self._run_dir / f"{worker_id}.key"
-
     def _write_key(self, order: WorkerOrder) -> None:
-        path = self._key_path(order.worker_id)
+        path = _key_path(self._run_dir, order.worker_id)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with os.fdopen(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
             file.write(order.key + "\n")
@@ -191,6 +193,10 @@ def _narration(line: bytes) -> tuple[str, str, str] | None:
         return str(fields["actor"]), str(fields["action"]), str(fields["human"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _key_path(run_dir: Path, worker_id: str) -> Path:
+    return run_dir / f"{worker_id}.key"
 
 
 def _modified(path: Path) -> float:
