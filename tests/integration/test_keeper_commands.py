@@ -2,12 +2,14 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.daemons import wait_until
+from support.daemons import environment, wait_until
 from support.keeper import Outcome, RunningKeeper, run_keeper
 from support.scripted_queen import ScriptedQueen, Stream
 
@@ -314,3 +316,15 @@ def test_completion_answers_with_commands_and_flags(tmp_path: Path) -> None:
     assert run_keeper(tmp_path, extra=asked).stdout == "plain,infer\n"
     asked = {**asked, "COMP_WORDS": "rbee-keeper infer --max", "COMP_CWORD": "2"}
     assert run_keeper(tmp_path, extra=asked).stdout == "plain,--max-tokens\n"
+
+
+def test_the_help_of_the_program_loads_no_heavy_library(tmp_path: Path) -> None:
+    heavy = {"requests", "urllib3", "pydantic", "psutil", "structlog", "http", "ctypes", "asyncio"}
+    source = (
+        "import sys\nfrom rbee_keeper.cli import run\n"
+        f"code = run(['rbee-keeper', '--help'], {{}})\nprint(sorted({heavy!r} & set(sys.modules)), code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], env=environment(tmp_path), capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
