@@ -1,46 +1,72 @@
 @setup
 Feature: Cross-Node Inference Request Flow - registering nodes
 
-  Background:
-    Given a queen
-
   Rule: A node is stored only after a real login
 
     @critical
     Scenario: Add remote rbee-hive node to registry
-      Given a machine "workstation" that runs an SSH server
-      When blep adds the node "workstation" with every flag
-      Then the queen has answered "POST /v2/registry/beehives/add" with 200 exactly once
-      And the SSH server of "workstation" has accepted one login with the scenario's key
-      And the SSH server of "workstation" has run "echo 'connection test'"
-      And the registry row of "workstation" holds what the flags said
-      And the registry row of "workstation" is reachable since the command
+      Given a queen
+      And a machine "workstation" that runs an SSH server
+      When blep runs "setup add-node --name workstation --ssh-host $workstation.host --ssh-port $workstation.ssh_port --ssh-user $workstation.user --ssh-key ~/.ssh/id_ed25519 --git-repo https://git.home.arpa/rbee.git --git-branch main --install-path ~/rbee"
+      Then the queen was asked "POST /v2/registry/beehives/add" once with exactly
+        | node_name     | workstation                    |
+        | ssh_host      | $workstation.host              |
+        | ssh_port      | $workstation.ssh_port          |
+        | ssh_user      | $workstation.user              |
+        | ssh_key_path  | $key                           |
+        | git_repo_url  | https://git.home.arpa/rbee.git |
+        | git_branch    | main                           |
+        | install_path  | $workstation.remote_home/rbee  |
+        | hive_port     | 9200                           |
+      And the queen has answered "POST /v2/registry/beehives/add" with 200
+      And "workstation" has seen one login, with blep's key
+      And the only command of that login was "echo 'connection test'"
+      And the registry row of "workstation" has
+        | ssh_host      | $workstation.host              |
+        | ssh_port      | $workstation.ssh_port          |
+        | ssh_user      | $workstation.user              |
+        | ssh_key_path  | $key                           |
+        | git_repo_url  | https://git.home.arpa/rbee.git |
+        | git_branch    | main                           |
+        | install_path  | $workstation.remote_home/rbee  |
+        | hive_port     | 9200                           |
+        | status        | reachable                      |
+      And the registry row of "workstation" was connected no earlier than the command
       And stdout shows in order
         """
-        [queen-rbee] 🔌 Testing SSH connection to 127.0.0.11
+        [queen-rbee] 🔌 Testing SSH connection to $workstation.host
         [queen-rbee] ✅ SSH connection successful! Node 'workstation' saved to registry
         """
       And the exit code is 0
 
     Scenario: Add node with SSH connection failure
-      Given an SSH port of "workstation" that accepts connections and stays silent
-      And the SSH connect timeout is 1 second
-      When blep adds the node "workstation"
-      Then the silent port has counted 3 connections with gaps of at least 200 and 400 ms
-      And the queen has answered "POST /v2/registry/beehives/add" with 502 exactly once
+      Given "timing.ssh_connect_timeout_s" is 1 on "blep"
+      And a queen
+      And a machine "workstation" whose SSH port accepts connections and stays silent
+      When blep runs "setup add-node --name workstation --ssh-host $workstation.host --ssh-port $workstation.ssh_port --ssh-user nobody --ssh-key $key --install-path ~/rbee"
+      Then the silent port has counted 3 connections, each given up after 1 s
+      And the second and third came 200 ms and 400 ms after the one before
+      And the queen has answered "POST /v2/registry/beehives/add" with 502 SSH_CONNECTION_FAILED
+      And the details of the error of "POST /v2/registry/beehives/add" are
+        | host   | $workstation.host  |
+        | reason | Connection timeout |
       And the registry has no row "workstation"
       And stdout shows in order
         """
-        [queen-rbee] 🔌 Testing SSH connection to 127.0.0.1
+        [queen-rbee] 🔌 Testing SSH connection to $workstation.host
         [queen-rbee] ❌ SSH connection failed: Connection timeout
         """
       And stderr has a line that starts with "Error:"
+      And stderr has a line that starts with "Suggestion:"
       And the exit code is 1
 
     Scenario: Add node with SSH connection failure - unreachable host
-      Given the queen was started with MOCK_SSH
-      When blep adds the node "ghost" at "unreachable.home.arpa"
-      Then the queen has answered "POST /v2/registry/beehives/add" with 502 exactly once
+      Given a queen with MOCK_SSH
+      When blep runs "setup add-node --name ghost --ssh-host unreachable.home.arpa --ssh-user nobody --install-path ~/rbee"
+      Then the queen has answered "POST /v2/registry/beehives/add" with 502 SSH_CONNECTION_FAILED
+      And the details of the error of "POST /v2/registry/beehives/add" are
+        | host   | unreachable.home.arpa |
+        | reason | Connection timeout    |
       And the registry has no row "ghost"
       And stdout shows in order
         """
@@ -48,72 +74,97 @@ Feature: Cross-Node Inference Request Flow - registering nodes
         [queen-rbee] ❌ SSH connection failed: Connection timeout
         """
       And stderr has a line that starts with "Error:"
+      And stderr has a line that starts with "Suggestion:"
       And the exit code is 1
 
-    Scenario Outline: A failed login names its reason - <reason>
-      Given a machine "workstation" that runs an SSH server
+    Scenario Outline: Add node with SSH connection failure - <reason>
+      Given a queen
+      And a machine "workstation" that runs an SSH server
       And <circumstance>
-      When blep adds the node "workstation"
-      Then stdout has "[queen-rbee] ❌ SSH connection failed: <reason>"
+      When blep runs "setup add-node --name workstation --ssh-host $workstation.host --ssh-port $workstation.ssh_port --ssh-user $workstation.user --ssh-key $key --install-path ~/rbee"
+      Then the queen has answered "POST /v2/registry/beehives/add" with 502 SSH_CONNECTION_FAILED
       And the registry has no row "workstation"
+      And stdout has "[queen-rbee] ❌ SSH connection failed: <reason>"
+      And stderr has a line that starts with "Error:"
+      And stderr has a line that starts with "Suggestion:"
       And the exit code is 1
 
       Examples:
-        | circumstance                                        | reason                       |
-        | the SSH server of "workstation" is stopped          | Connection refused           |
-        | the SSH server of "workstation" knows another key   | Permission denied            |
-        | blep knows another host key of "workstation"        | Host key verification failed |
+        | circumstance                                      | reason                       |
+        | the SSH server of "workstation" is stopped        | Connection refused           |
+        | the SSH server of "workstation" knows another key | Permission denied            |
+        | blep knows another host key of "workstation"      | Host key verification failed |
 
-    Scenario: A missing key file is reported before any request
-      When blep adds the node "mac" with the key "/nonexistent/key"
-      Then stderr has "/nonexistent/key"
-      And the queen has seen no "POST /v2/registry/beehives/add"
+    Scenario: Add node with SSH connection failure - no such key file
+      Given a queen
+      And a machine "workstation" that runs an SSH server
+      When blep runs "setup add-node --name workstation --ssh-host $workstation.host --ssh-user $workstation.user --ssh-key $folder/missing --install-path ~/rbee"
+      Then the queen was not asked "POST /v2/registry/beehives/add"
+      And "workstation" has seen no login
+      And stderr has "SSH key file not found: $folder/missing"
+      And stderr has a line that starts with "Suggestion:"
       And the exit code is 1
 
-    Scenario: A name can be taken only once
-      Given a machine "workstation" that runs an SSH server
-      And "workstation" is registered
-      When blep adds the node "workstation"
-      Then the queen has answered "POST /v2/registry/beehives/add" with 409 exactly once
-      And stderr has "already registered"
+    Scenario: Add remote rbee-hive node to registry - a name that is taken
+      Given a queen
+      And the registered machine "workstation"
+      When blep runs "setup add-node --name workstation --ssh-host $workstation.host --ssh-port $workstation.ssh_port --ssh-user $workstation.user --ssh-key $key --install-path ~/other"
+      Then the queen has answered "POST /v2/registry/beehives/add" with 409 NODE_EXISTS
+      And the registry row of "workstation" has
+        | install_path | $workstation.install_path |
+      And stderr has a line that starts with "Error:"
+      And stderr has a line that starts with "Suggestion:"
       And the exit code is 1
 
   Rule: The list shows what is registered
 
     Scenario: List registered rbee-hive nodes
-      Given the machines "workstation" and "mac" are registered in this order
+      Given a queen
+      And the registered machine "workstation"
+      And the registered machine "mac"
       When blep runs "setup list-nodes"
       Then stdout starts with "Registered rbee-hive Nodes:"
-      And stdout shows the nodes "localhost", "workstation", "mac" in this order, each as its registry row says
+      And stdout lists "localhost", "workstation" and "mac" in this order, as they are registered
       And the exit code is 0
       When blep runs "setup list-nodes --json"
-      Then stdout is the JSON that "GET /v2/registry/beehives/list" answers
+      Then stdout is the body of the answer to "GET /v2/registry/beehives/list"
       And the exit code is 0
 
   Rule: Removing takes exactly one node away
 
     Scenario: Remove node from rbee-hive registry
-      Given the machines "workstation" and "mac" are registered in this order
+      Given a queen
+      And the registered machine "workstation"
+      And the registered machine "mac"
       When blep runs "setup remove-node --name mac"
-      Then stdout has "[queen-rbee] ✅ Node 'mac' removed from registry"
+      Then stdout is the line "[queen-rbee] ✅ Node 'mac' removed from registry"
       And the exit code is 0
       And the registry has no row "mac"
       And the registry has a row "workstation"
-      When blep runs "setup remove-node --name mac"
-      Then the queen has answered "POST /v2/registry/beehives/remove" with 404 exactly once
-      And the exit code is 1
-      When blep runs "setup remove-node --name localhost"
-      Then the queen has answered "POST /v2/registry/beehives/remove" with 409 exactly once
+
+    Scenario Outline: Remove node from rbee-hive registry - <case>
+      Given a queen
+      And the registered machine "workstation"
+      When blep runs "setup remove-node --name <name>"
+      Then the queen has answered "POST /v2/registry/beehives/remove" with <status> <code>
+      And stderr has "<text>"
+      And stdout is empty
       And the exit code is 1
       And the registry has a row "workstation"
+
+      Examples:
+        | case            | name      | status | code           | text                                                 |
+        | an unknown node | mac       | 404    | NODE_NOT_FOUND | Node 'mac' not found in rbee-hive registry           |
+        | the built-in    | localhost | 409    | NODE_PROTECTED | Error: Node 'localhost' is built in                  |
 
   Rule: An unknown node is refused before anything starts
 
     @critical
     Scenario: Inference fails when node not in registry
-      Given a machine "mac" that runs an SSH server
+      Given a queen
+      And a machine "mac" that runs an SSH server
       When blep runs "infer --node mac --prompt hello"
-      Then the queen has answered "POST /v2/tasks" with 404 exactly once
+      Then the queen has answered "POST /v2/tasks" with 404 NODE_NOT_FOUND
       And stderr shows in order
         """
         [queen-rbee] ❌ ERROR: Node 'mac' not found in rbee-hive registry
@@ -122,6 +173,6 @@ Feature: Cross-Node Inference Request Flow - registering nodes
           rbee-keeper setup add-node --name mac --ssh-host mac.home.arpa
         """
       And stdout is empty
-      And the SSH server of "mac" has accepted no login
+      And "mac" has seen no login
       And no hive runs anywhere
       And the exit code is 1

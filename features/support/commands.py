@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
@@ -9,17 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of output and when it arrived (seconds since the command started)."""
-
-    at_s: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,6 @@ class CommandResult:
     exit_code: int
     stdout: str
     stderr: str
-    stderr_lines: tuple[Line, ...]
     duration_s: float
     started_unix: float
     pid: int
@@ -38,52 +30,101 @@ class CommandResult:
     def stream(self, name: str) -> str:
         return {"stdout": self.stdout, "stderr": self.stderr}[name]
 
+    def json(self) -> Any:
+        """Standard output as JSON.
+
+        Raises:
+            AssertionError: it is not.
+        """
+        try:
+            return json.loads(self.stdout)
+        except ValueError:
+            raise AssertionError(f"stdout is not JSON\n{self}") from None
+
+    def __str__(self) -> str:
+        return f"{' '.join(self.argv)}\nexit code {self.exit_code}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}"
+
 
 class RunningCommand:
-    """A command that is still running; its output so far can be read at any time."""
+    """A command that is still running; its output so far can be read at any time.
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+    Args:
+        stdout_file: takes standard output instead of a pipe, as ``> file`` does.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        stdout_file: Path | None = None,
+    ) -> None:
         self.argv = tuple(argv)
         self.started_unix = time.time()
         self._started = time.monotonic()
-        self.process = subprocess.Popen(
-            argv,
-            env=dict(environment),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._out: list[tuple[float, bytes]] = []
-        self._err: list[tuple[float, bytes]] = []
+        self._stdout_file = stdout_file
+        sink = stdout_file.open("wb") if stdout_file else None
+        try:
+            self.process = subprocess.Popen(
+                argv,
+                env=dict(environment),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=sink or subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        finally:
+            if sink:
+                sink.close()
+        self._pieces: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         self._readers = [
-            threading.Thread(target=self._read, args=(self.process.stdout, self._out), daemon=True),
-            threading.Thread(target=self._read, args=(self.process.stderr, self._err), daemon=True),
+            threading.Thread(target=self._read, args=(stream, self._pieces[name]), daemon=True)
+            for name, stream in (("stdout", self.process.stdout), ("stderr", self.process.stderr))
+            if stream is not None
         ]
         for reader in self._readers:
             reader.start()
 
-    def _read(self, source: IO[bytes], sink: list[tuple[float, bytes]]) -> None:
-        while piece := source.read1(65536):  # type: ignore[attr-defined]
-            sink.append((time.monotonic() - self._started, piece))
+    @staticmethod
+    def _read(source: IO[bytes], sink: list[bytes]) -> None:
+        with source:
+            while piece := source.read1(65536):  # type: ignore[attr-defined]
+                sink.append(piece)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def stdout(self) -> str:
-        return b"".join(piece for _, piece in self._out).decode(errors="replace")
+        raw = self._stdout_file.read_bytes() if self._stdout_file else b"".join(self._pieces["stdout"])
+        return raw.decode(errors="replace")
 
     @property
     def stderr(self) -> str:
-        return b"".join(piece for _, piece in self._err).decode(errors="replace")
+        return b"".join(self._pieces["stderr"]).decode(errors="replace")
 
     @property
     def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+    def wait_for(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
+        """Poll like ``wait_until``, but give up as soon as the command has ended.
 
-    def finish(self, timeout_s: float = 120.0) -> CommandResult:
+        Raises:
+            AssertionError: it did not come about.
+        """
+
+        def reached() -> T:
+            was_running = self.is_running
+            value = condition()
+            assert value or was_running, f"the command ended without {what}:\n{self.finish()}"
+            return value
+
+        return wait_until(reached, timeout_s, what)
+
+    def finish(self, timeout_s: float = 180.0) -> CommandResult:
         """Wait for the end.
 
         Raises:
@@ -101,39 +142,27 @@ class RunningCommand:
         for reader in self._readers:
             reader.join(5)
         return CommandResult(
-            self.argv,
-            code,
-            self.stdout,
-            self.stderr,
-            tuple(_lines(self._err)),
-            duration,
-            self.started_unix,
-            self.process.pid,
+            self.argv, code, self.stdout, self.stderr, duration, self.started_unix, self.process.pid
         )
 
-    def end(self) -> None:
-        """End it in whatever state it is."""
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, also to one that was stopped."""
         if self.is_running:
+            self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(40)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(5)
+
+    def await_end(self, timeout_s: float = 45.0) -> None:
+        """Wait until it is gone; kill it when it takes too long."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+        for reader in self._readers:
+            reader.join(1)
 
 
-def _lines(pieces: list[tuple[float, bytes]]) -> list[Line]:
-    """Cut pieces into lines; a line's time is that of the piece that ends it."""
-    found, rest = [], b""
-    for at_s, piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        found += [Line(at_s, text.decode(errors="replace")) for text in whole]
-    if rest:
-        found.append(Line(pieces[-1][0], rest.decode(errors="replace")))
-    return found
-
-
-def wait_until(condition: Callable[[], T], timeout_s: float = 20.0, what: str = "the condition") -> T:
+def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str = "the condition") -> T:
     """Poll until ``condition`` gives something true.
 
     Raises:
@@ -143,5 +172,5 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 20.0, what: str = 
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come about within {timeout_s:g} s")
-        time.sleep(0.02)
+        time.sleep(0.05)
     return value

@@ -1,91 +1,23 @@
-"""The fleet of one scenario: the queen on blep, nodes behind real sshds, and the end of everything started."""
+"""The fleet of one scenario: the queen on blep, the machines, and the end of everything started."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import psutil
-from features.support import observing
+from features.support import ports, processes
 from features.support.commands import CommandResult, RunningCommand, wait_until
-from features.support.sandbox import Sandbox, free_port, merged, program
+from features.support.machines import DaemonProcess, Machine, Node
+from features.support.recorder import Recorder
+from features.support.sandbox import Sandbox, merged, program
 
-from support.sshd import SshNode, make_key
-
-
-class DaemonProcess:
-    """A daemon started by the scenario itself, as an operator would."""
-
-    def __init__(self, name: str, args: list[str], sandbox: Sandbox, extra: Mapping[str, str | None]) -> None:
-        self.name = name
-        self.command = RunningCommand(
-            [*program(name), *args], merged(sandbox.environment, extra), sandbox.folder
-        )
-        self.url = wait_until(self._announced, 30, f"{name} listening")
-
-    def _announced(self) -> str | None:
-        match = re.search(rf"{self.name} listening on (http://\S+)", self.command.stdout)
-        if match is None and not self.command.is_running:
-            raise AssertionError(f"{self.name} ended: {self.command.stdout}{self.command.stderr}")
-        return match.group(1) if match else None
-
-    @property
-    def pid(self) -> int:
-        return self.command.process.pid
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rsplit(":", 1)[1])
+from support.sshd import make_key
 
 
-class Node:
-    """A remote machine: a sandbox of its own behind a real sshd, and the port its hive will use."""
-
-    def __init__(self, name: str, folder: Path, host: str, key: Path) -> None:
-        self.name = name
-        self.sandbox = Sandbox(folder, name)
-        self.hive_port = free_port(host)
-        self.install_path = "/srv/rbee-not-installed"
-        self.key = key
-        worker_port = free_port(host)
-        first = min(worker_port, 65000)
-        self.sandbox.configure(
-            "pool", name=name, worker_port_min=first, worker_port_max=min(first + 50, 65535)
-        )
-        environment = {n: v for n, v in self.sandbox.environment.items() if n not in ("HOME", "PATH")}
-        self.ssh = SshNode(self.sandbox.folder / "sshd", [key], environment=environment, host=host)
-
-    @property
-    def hive_url(self) -> str:
-        return f"http://{self.ssh.host}:{self.hive_port}"
-
-    @property
-    def hive_log(self) -> Path:
-        return self.sandbox.log_file("rbee-hive")
-
-    @property
-    def hive_pids(self) -> set[int]:
-        return observing.pids_of(self.sandbox.state, "rbee-hive")
-
-    @property
-    def worker_pids(self) -> set[int]:
-        return observing.pids_of(self.sandbox.state, "llm-worker-rbee")
-
-    def refresh_environment(self) -> None:
-        """Write the node's environment again after the scenario changed it; before the sshd starts."""
-        environment = {n: v for n, v in self.sandbox.environment.items() if n not in ("HOME", "PATH")}
-        self.ssh = SshNode(
-            self.sandbox.folder / "sshd",
-            [self.key],
-            environment=environment,
-            host=self.ssh.host,
-            port=self.ssh.port,
-        )
+class Closable(Protocol):
+    def close(self) -> None: ...
 
 
 class Fleet:
@@ -93,113 +25,174 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._ports: list[tuple[str, int]] = []
         self.blep = Sandbox(folder, "blep")
-        self.blep.configure("queen", local_hive_port=free_port())
-        first = min(free_port(), 65000)
-        self.blep.configure("pool", worker_port_min=first, worker_port_max=min(first + 50, 65535))
         self.key = make_key(self.blep.home / ".ssh" / "id_ed25519")
-        self.queen_port = free_port()
+        self.machines: dict[str, Machine] = {"localhost": self._localhost()}
+        self.queen_port = self.port()
         self.queen: DaemonProcess | None = None
-        self.nodes: dict[str, Node] = {}
+        self.recorder: Recorder | None = None
+        self.prefix: list[str] = []
+        """Words in front of every keeper's command line: what changes the world it runs in."""
+        self.variables: dict[str, str | None] = {}
+        """Laid over the environment of the keepers to come; None takes a variable out."""
+        self.commands: list[RunningCommand] = []
         self.daemons: list[DaemonProcess] = []
-        self.running: list[RunningCommand] = []
+        self.peers: list[Closable] = []
+
+    def port(self, host: str = "127.0.0.1", count: int = 1) -> int:
+        """A free port, checked to be free again at the end; or the first of several in a row."""
+        first = ports.free_port(host, count)
+        self._ports += [(host, port) for port in range(first, first + count)]
+        return first
+
+    def _localhost(self) -> Machine:
+        hive_port, worker_port = self.port(), self.port(count=Machine.WORKER_PORTS)
+        self.blep.configure("queen", local_hive_port=hive_port)
+        return Machine("localhost", self.blep, "127.0.0.1", hive_port, worker_port)
+
+    # The queen and the keeper on blep.
 
     @property
     def queen_url(self) -> str:
-        return f"http://127.0.0.1:{self.queen_port}"
+        """The queen as the keeper is told: the recorder in front of it once there is one."""
+        return self.recorder.url if self.recorder else f"http://127.0.0.1:{self.queen_port}"
 
     @property
     def queen_log(self) -> Path:
         return self.blep.log_file("queen-rbee")
 
     def start_queen(self, **extra: str | None) -> DaemonProcess:
-        """Start the persistent queen of the scenario on its port."""
-        self.queen = self.start_daemon(
-            "queen-rbee", ["--addr", f"127.0.0.1:{self.queen_port}"], self.blep, **extra
-        )
+        """Start the persistent queen; what the keeper says to it is recorded."""
+        argv = [*program("queen-rbee"), "--addr", f"127.0.0.1:{self.queen_port}"]
+        self.queen = DaemonProcess("queen-rbee", argv, self.blep, extra)
+        self.daemons.append(self.queen)
+        if self.recorder is None:
+            self.recorder = Recorder(("127.0.0.1", self.queen_port))
         return self.queen
 
-    def start_daemon(
-        self, name: str, args: list[str], sandbox: Sandbox, **extra: str | None
-    ) -> DaemonProcess:
-        daemon = DaemonProcess(name, args, sandbox, extra)
-        self.daemons.append(daemon)
-        return daemon
-
-    def add_node(self, name: str) -> Node:
-        """A node with a running sshd on a loopback address of its own; not registered yet."""
-        node = Node(name, self.folder, f"127.0.0.{11 + len(self.nodes)}", self.key)
-        self.nodes[name] = node
-        node.ssh.start()
-        return node
-
-    def keeper(self, *args: str, timeout_s: float = 120.0, **extra: str | None) -> CommandResult:
+    def keeper(self, *args: str) -> CommandResult:
         """Run ``rbee-keeper`` on blep to its end."""
-        return self.start_keeper(*args, **extra).finish(timeout_s)
+        return self.start_keeper(*args).finish()
 
-    def start_keeper(self, *args: str, **extra: str | None) -> RunningCommand:
-        environment = merged({**self.blep.environment, "RBEE_QUEEN_URL": self.queen_url}, extra)
-        command = RunningCommand([*program("rbee-keeper"), *args], environment, self.blep.folder)
-        self.running.append(command)
+    def start_keeper(self, *args: str, stdout_file: Path | None = None) -> RunningCommand:
+        environment = {**self.blep.environment, "RBEE_QUEEN_URL": self.queen_url}
+        environment = merged(environment, self.variables)
+        argv = [*self.prefix, *program("rbee-keeper"), *args]
+        command = RunningCommand(argv, environment, self.blep.folder, stdout_file)
+        self.commands.append(command)
         return command
 
-    def register(self, node: Node) -> CommandResult:
-        """Add a node through the product."""
-        result = self.keeper(
-            "setup", "add-node", "--name", node.name, "--ssh-host", node.ssh.host,
-            "--ssh-port", str(node.ssh.port), "--ssh-user", node.ssh.user, "--ssh-key", str(node.key),
-            "--install-path", node.install_path, "--hive-port", str(node.hive_port),
-        )  # fmt: skip
-        assert result.exit_code == 0, result.stdout + result.stderr
-        return result
+    # Machines and their hives.
 
-    def start_hive(self, node: Node | None = None, *args: str, **extra: str | None) -> DaemonProcess:
-        """Start a hive by hand, as its operator would, on a node or (None) on blep."""
-        sandbox = node.sandbox if node else self.blep
-        host = node.ssh.host if node else "127.0.0.1"
-        port = node.hive_port if node else int(self.blep.settings["queen"]["local_hive_port"])
-        address = ["--addr", f"{host}:{port}", "--worker-host", host]
-        return self.start_daemon("rbee-hive", [*address, *args], sandbox, **extra)
+    def machine(self, name: str) -> Machine:
+        """A machine; a new one can run a hive, but has no SSH server."""
+        if name not in self.machines:
+            host = self._new_host()
+            hive_port, worker_port = self.port(host), self.port(host, Machine.WORKER_PORTS)
+            self.machines[name] = Machine(name, Sandbox(self.folder, name), host, hive_port, worker_port)
+        return self.machines[name]
+
+    def sandbox(self, name: str) -> Sandbox:
+        """The sandbox of a machine; ``blep`` and ``localhost`` are one."""
+        return self.blep if name == "blep" else self.machine(name).sandbox
+
+    def node(self, name: str) -> Node:
+        """A machine with a running sshd."""
+        if name not in self.machines:
+            host = self._new_host()
+            hive_port, worker_port = self.port(host), self.port(host, Machine.WORKER_PORTS)
+            sandbox, ssh_port = Sandbox(self.folder, name), self.port(host)
+            node = Node(name, sandbox, host, hive_port, worker_port, ssh_port, self.key)
+            self.machines[name] = node
+            node.ssh.start()
+        found = self.machines[name]
+        assert isinstance(found, Node), f"{name} has no SSH server"
+        return found
+
+    def _new_host(self) -> str:
+        return f"127.0.0.{10 + len(self.machines)}"
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [machine for machine in self.machines.values() if isinstance(machine, Node)]
+
+    def start_hive(self, name: str) -> Machine:
+        """Start a hive by hand on a machine."""
+        machine = self.machine(name)
+        self.daemons.append(machine.start_hive())
+        return machine
+
+    def record_hive(self, name: str) -> Recorder:
+        """Put a recorder in front of a machine's hive; before the machine is registered."""
+        machine = self.machine(name)
+        machine.recorder = Recorder((machine.host, machine.hive_port), machine.host)
+        self.peers.append(machine.recorder)
+        return machine.recorder
+
+    def add_node(self, node: Node, *more: str, **flags: str) -> CommandResult:
+        """``setup add-node`` with the node's true data, unless ``flags`` say otherwise."""
+        values = {
+            "name": node.name,
+            "ssh-host": node.host,
+            "ssh-port": str(node.ssh.port),
+            "ssh-user": node.ssh.user,
+            "ssh-key": str(self.key),
+            "install-path": node.install_path,
+            "hive-port": str(node.registered_port),
+            **{name.replace("_", "-"): value for name, value in flags.items()},
+        }
+        words = [word for name, value in values.items() for word in (f"--{name}", value)]
+        return self.keeper("setup", "add-node", *words, *more)
+
+    def register(self, node: Node) -> None:
+        """Add a node through the product."""
+        result = self.add_node(node)
+        assert result.exit_code == 0, result
+        node.logins_at_registration = len(node.ssh.logins)
+
+    # The end.
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process of this scenario's programs."""
+        states = [machine.sandbox.state for machine in self.machines.values()]
+        return [process for state in states for process in processes.processes_of(state)]
 
     def end(self) -> list[str]:
-        """End what was started, the queen first; returns what was still alive afterwards."""
-        for command in self.running:
-            command.end()
-        for daemon in [d for d in self.daemons if d.name == "queen-rbee"] + self.daemons:
-            _continue(daemon.pid)
-            daemon.command.end()
-        for node in self.nodes.values():
+        """End what was started; returns what was still there afterwards."""
+        for process in self.processes():
+            _quietly(process.resume)
+        for command in self.commands:
+            command.ask_to_end()
+        for command in self.commands:
+            command.await_end()
+        for daemon in self.daemons:
+            daemon.command.ask_to_end()
+        for daemon in self.daemons:
+            daemon.command.await_end()
+        for peer in self.peers:
+            peer.close()
+        if self.recorder is not None:
+            self.recorder.close()
+        for node in self.nodes:
             node.ssh.stop()
-        return self._end_leftovers()
+        return self._leftovers()
 
-    def _end_leftovers(self) -> list[str]:
-        states = [self.blep.state, *(node.sandbox.state for node in self.nodes.values())]
-        deadline = time.monotonic() + 5
-        while True:
-            alive = [process for state in states for process in observing.processes_of(state)]
-            if not alive or time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-        described = [f"{p.pid} {' '.join(observing.arguments(p))}" for p in alive]
+    def _leftovers(self) -> list[str]:
+        try:
+            wait_until(lambda: not self.processes(), 5)
+        except AssertionError:
+            pass
+        alive = self.processes()
+        left = [f"process {p.pid}: {' '.join(processes.arguments(p))}" for p in alive]
         for process in alive:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        return described
+            _quietly(process.kill)
+        psutil.wait_procs(alive, timeout=5)
+        return left + [f"port {h}:{p} is bound" for h, p in self._ports if not ports.is_free(h, p)]
 
 
-def _continue(pid: int) -> None:
+def _quietly(act: Callable[[], None]) -> None:
     try:
-        os.kill(pid, signal.SIGCONT)
-    except ProcessLookupError:
+        act()
+    except psutil.NoSuchProcess:
         return
-
-
-def worker_records(node_or_url: Node | str) -> list[dict[str, Any]]:
-    """What a hive lists."""
-    url = node_or_url if isinstance(node_or_url, str) else node_or_url.hive_url
-    answer = observing.call("GET", f"{url}/v1/workers/list")
-    assert answer.status == 200, answer.body
-    found: list[dict[str, Any]] = answer.json()["workers"]
-    return found

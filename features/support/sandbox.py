@@ -1,34 +1,21 @@
-"""One scenario's own world on disk: home, state, configuration, ports and an environment built from nothing."""
+"""One scenario's own world on disk: home, state, configuration, and an environment built from nothing."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from features.support.processes import MODULES
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS_VARIABLE = "RBEE_FEATURES_PROGRAMS"
 """Names a folder whose programs are used instead of the installed ones (the self-check does)."""
-MODULES = {
-    "rbee-keeper": "rbee_keeper",
-    "queen-rbee": "rbee.queen",
-    "rbee-hive": "rbee.hive",
-    "llm-worker-rbee": "rbee.worker",
-}
 API_KEY = "features-key-0123456789"
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def program(name: str) -> list[str]:
@@ -38,6 +25,11 @@ def program(name: str) -> list[str]:
         return [str(Path(named) / name)]
     script = Path(sys.executable).parent / name
     return [str(script)] if script.exists() else [sys.executable, "-m", MODULES[name]]
+
+
+def stand_in(name: str) -> list[str]:
+    """The argv of a program of ``services/rbee/testing``; they need nothing but Python."""
+    return [sys.executable, "-P", str(ROOT / "services" / "rbee" / "testing" / f"{name}.py")]
 
 
 class Sandbox:
@@ -53,15 +45,14 @@ class Sandbox:
             path.mkdir(parents=True)
         self.config_file = self.folder / "config.toml"
         self.settings: dict[str, dict[str, Any]] = {}
-        self.extra_environment: dict[str, str] = {}
-        self.write_config()
+        self._write_config()
 
     def configure(self, section: str, **values: Any) -> None:
-        """Set configuration values and write the file."""
+        """Set configuration values and write the file; programs read it when they start."""
         self.settings.setdefault(section, {}).update(values)
-        self.write_config()
+        self._write_config()
 
-    def write_config(self) -> None:
+    def _write_config(self) -> None:
         lines = []
         for section, values in self.settings.items():
             lines.append(f"[{section}]")
@@ -71,18 +62,20 @@ class Sandbox:
     @property
     def environment(self) -> dict[str, str]:
         """Nothing of the caller's environment but where packages come from."""
-        kept = {n: v for n, v in os.environ.items() if n.startswith(("PIP_", "OPENBLAS_"))}
+        kept = {n: v for n, v in os.environ.items() if n.startswith("PIP_")}
+        if not (Path(sys.executable).parent / "rbee-keeper").exists():
+            kept["PYTHONPATH"] = f"{ROOT / 'services'}:{ROOT / 'cli'}"
         return {
             **kept,
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
             "HOME": str(self.home),
             "TMPDIR": str(self.temporary),
             "LANG": "C.UTF-8",
-            "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'cli'}",
+            # Scenarios run side by side: threads of several workers on one core only wait for each other.
+            "OMP_NUM_THREADS": "1",
             "RBEE_HOME": str(self.state),
             "RBEE_CONFIG": str(self.config_file),
             "RBEE_API_KEY": API_KEY,
-            **self.extra_environment,
         }
 
     def log_file(self, name: str) -> Path:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from features.support.commands import CommandResult, RunningCommand
-from features.support.fleet import DaemonProcess, Fleet
-from features.support.observing import Answer
+from features.support.fleet import Fleet
+from features.support.holder import Holder
+from features.support.machines import Worker
+from features.support.peers import SilentPort
+from features.support.processes import Member
+
+_PLACEHOLDER = re.compile(r"\$(\w+)(?:\.(\w+))?")
 
 
 @dataclass(slots=True)
@@ -15,21 +25,55 @@ class World:
     """What the steps of one scenario share; a fresh one for each."""
 
     fleet: Fleet
-    result: CommandResult | None = None
-    """The last finished command, which Then steps read."""
     results: list[CommandResult] = field(default_factory=list)
+    """Finished commands, oldest first; Then steps read the last."""
     running: RunningCommand | None = None
-    answer: Answer | None = None
-    answers: list[Answer] = field(default_factory=list)
-    hive: DaemonProcess | None = None
+    workers: dict[str, Worker] = field(default_factory=dict)
+    """By the names the scenario gives them."""
+    holders: dict[str, Holder] = field(default_factory=dict)
+    """Requests that keep a worker busy, by the worker's name."""
+    silent: SilentPort | None = None
+    family: list[Member] = field(default_factory=list)
+    """Queen, hive and worker of an ephemeral run, as they were seen."""
+    system: Path | None = None
+    """Copies of the system folders, where a scenario installs for all users."""
+    signalled_unix: float = 0.0
+    """When the last signal was sent."""
     noted: dict[str, Any] = field(default_factory=dict)
     """Observations taken before an action, to compare with those after it."""
 
-    def finished(self, result: CommandResult) -> None:
-        self.result = result
-        self.results.append(result)
-
     @property
     def last(self) -> CommandResult:
-        assert self.result is not None, "no command has finished in this scenario"
-        return self.result
+        assert self.results, "no command has finished in this scenario"
+        return self.results[-1]
+
+    @property
+    def command(self) -> RunningCommand:
+        assert self.running is not None, "no command was started in this scenario"
+        return self.running
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a process, and remember when."""
+        self.signalled_unix = time.time()
+        os.kill(pid, number)
+
+    def signal_group(self, pid: int, number: int) -> None:
+        """Send a signal to a daemon and its serving process."""
+        self.signalled_unix = time.time()
+        os.killpg(pid, number)
+
+    def words(self, line: str) -> list[str]:
+        """A command line as the scenario writes it, cut like a shell would and with its values put in."""
+        return [self.fill(word) for word in shlex.split(line)]
+
+    def fill(self, text: str) -> str:
+        """Replace ``$name`` and ``$name.field`` by what they mean in this scenario."""
+        return _PLACEHOLDER.sub(lambda match: self._meaning(match[1], match[2]), text)
+
+    def _meaning(self, name: str, attribute: str | None) -> str:
+        if attribute is None:
+            simple = {"key": self.fleet.key, "queen_url": self.fleet.queen_url, "folder": self.fleet.folder}
+            return str(simple[name])
+        if name in self.workers:
+            return str(getattr(self.workers[name], attribute))
+        return str(getattr(self.fleet.machines[name], attribute))

@@ -1,0 +1,28 @@
+Feature: Cross-Node Inference Request Flow - the command logs
+
+  Rule: What is printed are lines of the log files on the node
+
+    Scenario: CLI command - view logs
+      Given a queen
+      And the registered machine "workstation"
+      And a hive on "workstation" that has the embedded model
+      And an idle worker "A" on "workstation"
+      When blep runs "logs --node workstation"
+      Then every line of stdout is a line of the logs of the hive or of worker "A"
+      And stdout has lines of the log of the hive on "workstation"
+      And stdout has lines of the log of worker "A"
+      And the exit code is 0
+
+    Scenario: CLI command - view logs - following
+      Given a queen
+      And the registered machine "workstation"
+      And a hive on "workstation" that has the embedded model
+      And an idle worker "A" on "workstation"
+      When blep starts "logs --node workstation --follow"
+      And the command comes to print a text
+      And worker "A" is asked "GET /v1/health" with the correlation id "5b1f0000-0000-4000-8000-000000000001"
+      Then within 1 s the command prints "5b1f0000-0000-4000-8000-000000000001"
+      When the keeper gets SIGINT
+      And the command ends
+      Then the exit code is 130
+      And the hive on "workstation" comes to have ended the stream "GET /v1/logs"

@@ -1,0 +1,214 @@
+"""Running the keeper, and what it printed and how it ended."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from behave import given, then, when
+from features.support import processes, system
+from features.support.commands import wait_until
+from features.support.machines import START_S
+from features.support.ports import is_free
+from features.support.tables import cells, check_fields, check_order, values
+
+
+@when('blep runs "{line:Text}"')
+def blep_runs(context: Any, line: str) -> None:
+    world = context.world
+    world.results.append(world.fleet.keeper(*world.words(line)))
+
+
+@given('the variable {name:w} is "{value:Text}"')
+@when('the variable {name:w} is "{value:Text}"')
+def variable_is(context: Any, name: str, value: str) -> None:
+    context.world.fleet.variables[name] = context.world.fill(value)
+
+
+@when("the variable {name:w} is not set")
+def variable_is_not_set(context: Any, name: str) -> None:
+    context.world.fleet.variables[name] = None
+
+
+@when('blep runs "{line:Text}" into a file')
+def blep_runs_into_file(context: Any, line: str) -> None:
+    world = context.world
+    command = world.fleet.start_keeper(*world.words(line), stdout_file=context.folder / "output.txt")
+    world.results.append(command.finish())
+
+
+@when('blep starts "{line:Text}"')
+def blep_starts(context: Any, line: str) -> None:
+    world = context.world
+    world.running = world.fleet.start_keeper(*world.words(line))
+
+
+@when("the command ends")
+def command_ends(context: Any) -> None:
+    context.world.results.append(context.world.command.finish())
+
+
+@when("the command comes to print a text")
+@then("the command comes to print a text")
+def command_prints(context: Any) -> None:
+    command = context.world.command
+    assert command.wait_for(lambda: command.stdout.strip(), 2 * START_S, "a text on stdout")
+
+
+@then('within {seconds:d} s the command prints "{text:Text}"')
+def command_prints_text(context: Any, seconds: int, text: str) -> None:
+    command = context.world.command
+    assert command.wait_for(lambda: text in command.stdout, seconds, f"{text!r} on stdout")
+
+
+@then("the exit code is {code:d}")
+def exit_code_is(context: Any, code: int) -> None:
+    last = context.world.last
+    assert last.exit_code == code, last
+
+
+@then("both commands ended with exit code 0 and the same text")
+def same_text(context: Any) -> None:
+    first, second = context.world.results[-2:]
+    assert (first.exit_code, second.exit_code) == (0, 0), f"{first}\n{second}"
+    assert first.stdout.strip(), first
+    assert first.stdout == second.stdout, f"{first}\n{second}"
+
+
+@then("{stream:w} shows in order")
+def stream_shows_in_order(context: Any, stream: str) -> None:
+    wanted = context.world.fill(context.text).split("\n")
+    check_order(context.world.last.stream(stream), wanted)
+
+
+@then('{stream:w} has "{text:Text}"')
+def stream_has(context: Any, stream: str, text: str) -> None:
+    wanted = system.with_home(context.world, text)
+    assert wanted in context.world.last.stream(stream), f"{wanted!r} is not in {stream}\n{context.world.last}"
+
+
+@then('{stream:w} does not have "{text:Text}"')
+def stream_has_not(context: Any, stream: str, text: str) -> None:
+    unwanted = context.world.fill(text)
+    assert unwanted not in context.world.last.stream(stream), f"{unwanted!r} is there\n{context.world.last}"
+
+
+@then("{stream:w} has a text")
+def stream_has_text(context: Any, stream: str) -> None:
+    assert context.world.last.stream(stream).strip(), context.world.last
+
+
+@then("{stream:w} is empty")
+def stream_is_empty(context: Any, stream: str) -> None:
+    assert context.world.last.stream(stream) == "", context.world.last
+
+
+@then('{stream:w} has the line "{text:Text}"')
+def stream_has_line(context: Any, stream: str, text: str) -> None:
+    lines = context.world.last.stream(stream).splitlines()
+    assert context.world.fill(text) in lines, context.world.last
+
+
+@then('{stream:w} is the line "{text:Text}"')
+def stream_is_line(context: Any, stream: str, text: str) -> None:
+    assert context.world.last.stream(stream) == context.world.fill(text) + "\n", context.world.last
+
+
+@then('{stream:w} ends with the line "{text:Text}"')
+def stream_ends_with_line(context: Any, stream: str, text: str) -> None:
+    lines = context.world.last.stream(stream).splitlines()
+    assert lines[-1:] == [context.world.fill(text)], context.world.last
+
+
+@then('{stream:w} has a line that starts with "{text:Text}"')
+def stream_has_line_start(context: Any, stream: str, text: str) -> None:
+    lines = context.world.last.stream(stream).splitlines()
+    assert any(line.startswith(text) for line in lines), context.world.last
+
+
+@then('{stream:w} starts with "{text:Text}"')
+def stream_starts_with(context: Any, stream: str, text: str) -> None:
+    assert context.world.last.stream(stream).startswith(text), context.world.last
+
+
+@then("stdout is JSON with")
+def stdout_is_json(context: Any) -> None:
+    world = context.world
+    check_fields(world.last.json(), values(world, context.table))
+
+
+@then("stdout lists the workers")
+def stdout_lists_workers(context: Any) -> None:
+    world = context.world
+    names, *wanted = cells(context.table)
+    listed = world.last.json()["workers"]
+    assert len(listed) == len(wanted), listed
+    for record, row in zip(listed, wanted, strict=True):
+        check_fields(record, dict(zip(names, map(world.fill, row), strict=True)))
+
+
+@then("stdout has one line for each worker that its hive lists, with")
+def lines_of_hives(context: Any) -> None:
+    world = context.world
+    _, *lines = world.last.stdout.splitlines()
+    shown = sorted(line.split() for line in lines)
+    expected = []
+    for name, node in cells(context.table):
+        record = world.workers[name].record
+        expected.append([record["id"], node, record["state"], record["model_ref"], record["url"]])
+    assert shown == sorted(expected), world.last
+
+
+@then('stdout has one line for each worker that answers "GET /v1/ready", with')
+def lines_of_workers(context: Any) -> None:
+    world = context.world
+    _, *lines = world.last.stdout.splitlines()
+    shown = sorted(line.split() for line in lines)
+    expected = []
+    for name, state, ready in cells(context.table):
+        answer = world.workers[name].ready()
+        assert (answer["state"], answer["ready"]) == (state, json.loads(ready)), answer
+        expected.append([world.workers[name].id, state, ready])
+    assert shown == sorted(expected), world.last
+
+
+@given("blep has no configuration")
+def no_configuration(context: Any) -> None:
+    context.world.fleet.variables.update({"RBEE_CONFIG": None, "RBEE_QUEEN_URL": None})
+
+
+@then("the process of the keeper has ended")
+def keeper_has_ended(context: Any) -> None:
+    fleet = context.world.fleet
+    assert not processes.is_alive(context.world.last.pid)
+    assert processes.daemons(fleet.blep.state, "rbee-keeper") == []
+
+
+@then("the keeper has a queen as its child, below it a hive and below that a worker, all on loopback")
+def has_family(context: Any) -> None:
+    command = context.world.command
+    found = command.wait_for(lambda: processes.family(command.pid), 2 * START_S, "queen, hive and worker")
+    context.world.family = found
+    hosts = {host for member in found for host, _ in member.addresses}
+    assert hosts == {"127.0.0.1"}, found
+
+
+@then("the queen does not listen on the port of the queen URL")
+def queen_elsewhere(context: Any) -> None:
+    ports = [port for _, port in context.world.family[0].addresses]
+    assert context.world.fleet.queen_port not in ports, ports
+
+
+@then("none of these processes is left and their ports are free")
+def family_is_gone(context: Any) -> None:
+    left = [member for member in context.world.family if processes.is_alive(member.pid)]
+    assert left == [], left
+    assert context.world.fleet.processes() == []
+    bound = [address for member in context.world.family for address in member.addresses if not is_free(*address)]
+    assert bound == [], bound
+
+
+@then("within {seconds:d} s none of these processes is left and their ports are free")
+def family_goes(context: Any, seconds: int) -> None:
+    wait_until(lambda: not context.world.fleet.processes(), seconds, "the end of all processes")
+    family_is_gone(context)

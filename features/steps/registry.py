@@ -1,0 +1,126 @@
+"""Steps on SSH servers, logins and the registry of nodes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from behave import given, then
+from features.support import observing
+from features.support.fleet import Fleet
+from features.support.peers import SilentPort
+from features.support.tables import check_fields, values
+
+from support.sshd import fingerprint, make_key
+
+
+def registry_rows(fleet: Fleet) -> dict[str, dict[str, Any]]:
+    """The rows of the registry by name; opening it is part of a queen's start."""
+    database = fleet.blep.state / "beehives.db"
+    return {row["node_name"]: row for row in observing.rows(database, "beehives")}
+
+
+@given('a machine "{name:Text}" whose SSH port accepts connections and stays silent')
+def silent_ssh_port(context: Any, name: str) -> None:
+    world = context.world
+    machine = world.fleet.machine(name)
+    world.silent = SilentPort(machine.host)
+    world.fleet.peers.append(world.silent)
+    machine.ssh_port = world.silent.port
+
+
+@given('the SSH server of "{name:Text}" is stopped')
+def sshd_is_stopped(context: Any, name: str) -> None:
+    context.world.fleet.node(name).ssh.stop()
+
+
+@given('the SSH server of "{name:Text}" knows another key')
+def sshd_knows_another_key(context: Any, name: str) -> None:
+    other = make_key(context.folder / "other_key").with_suffix(".pub")
+    (context.world.fleet.node(name).ssh.folder / "authorized_keys").write_text(other.read_text())
+
+
+@given('blep knows another host key of "{name:Text}"')
+def another_host_key(context: Any, name: str) -> None:
+    fleet: Fleet = context.world.fleet
+    node = fleet.node(name)
+    fleet.register(node)
+    removed = fleet.keeper("setup", "remove-node", "--name", name)
+    assert removed.exit_code == 0, removed
+    node.ssh.change_host_key()
+
+
+@then('"{name:Text}" has seen one login, with blep\'s key')
+def one_login(context: Any, name: str) -> None:
+    fleet: Fleet = context.world.fleet
+    ssh = fleet.node(name).ssh
+    assert ssh.logins == [(ssh.user, fingerprint(fleet.key.with_suffix(".pub")))], ssh.logins
+
+
+@then('"{name:Text}" has seen no login')
+def no_login(context: Any, name: str) -> None:
+    ssh = context.world.fleet.node(name).ssh
+    assert (ssh.logins, ssh.commands) == ([], [])
+
+
+@then('nobody has logged in to "{name:Text}" since its registration')
+def no_login_since(context: Any, name: str) -> None:
+    node = context.world.fleet.node(name)
+    assert node.logins_at_registration > 0, "it was never registered"
+    assert len(node.ssh.logins) == node.logins_at_registration, node.ssh.commands
+
+
+@then('the only command of that login was "{command:Text}"')
+def only_command(context: Any, command: str) -> None:
+    (node,) = context.world.fleet.nodes
+    commands = [entry.command for entry in node.ssh.commands]
+    assert commands == [command], commands
+
+
+@then('the registry row of "{name:Text}" has')
+def row_has(context: Any, name: str) -> None:
+    row = registry_rows(context.world.fleet).get(name)
+    check_fields(row, values(context.world, context.table))
+
+
+@then('the registry row of "{name:Text}" was connected no earlier than the command')
+def row_is_fresh(context: Any, name: str) -> None:
+    row = registry_rows(context.world.fleet)[name]
+    assert row["last_connected_unix"] >= int(context.world.last.started_unix), row
+
+
+@then('the registry has no row "{name:Text}"')
+def has_no_row(context: Any, name: str) -> None:
+    assert (context.world.fleet.blep.state / "beehives.db").exists()
+    assert name not in registry_rows(context.world.fleet)
+
+
+@then('the registry has a row "{name:Text}"')
+def has_row(context: Any, name: str) -> None:
+    assert name in registry_rows(context.world.fleet)
+
+
+@then('stdout lists "localhost", "{first:Text}" and "{second:Text}" in this order, as they are registered')
+def nodes_in_order(context: Any, first: str, second: str) -> None:
+    printed, rows = context.world.last.stdout, registry_rows(context.world.fleet)
+    heads = [
+        "localhost (127.0.0.1)",
+        *(f"{name} ({context.world.fleet.node(name).host})" for name in (first, second)),
+    ]
+    positions = [printed.find(head) for head in heads]
+    assert -1 not in positions, printed
+    assert positions == sorted(positions), printed
+    for name, start in zip((first, second), positions[1:], strict=True):
+        moment = datetime.fromtimestamp(rows[name]["last_connected_unix"], tz=UTC)
+        block = printed[start:].splitlines()[1:4]
+        assert [line.strip() for line in block] == [
+            f"Status: {rows[name]['status']}",
+            f"Last connected: {moment:%Y-%m-%d %H:%M:%S}",
+            f"Install path: {rows[name]['install_path']}",
+        ], printed
+
+
+@then("no hive runs anywhere")
+def no_hive(context: Any) -> None:
+    machines = context.world.fleet.machines.values()
+    assert [machine.name for machine in machines if machine.hive_processes] == []

@@ -1,1 +1,0 @@
-"""What the steps call: sandboxes, running programs, the fleet, and the ways to observe it."""

@@ -1,0 +1,224 @@
+"""The machines of a scenario: a sandbox each, the hive and workers on it, and for nodes a real sshd."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from features.support import processes
+from features.support.commands import RunningCommand, wait_until
+from features.support.models import EMBEDDED, embedded_file
+from features.support.observing import call, log_lines, requests_logged
+from features.support.ports import is_free
+from features.support.recorder import Recorder
+from features.support.sandbox import Sandbox, merged, program, stand_in
+
+from support.sshd import SshNode
+
+START_S = 60.0
+"""Longest wait for a daemon to listen or a worker to load; machines that run tests may be slow."""
+Json = dict[str, Any]
+
+
+class DaemonProcess:
+    """A long-running program started by the scenario itself, as an operator would.
+
+    Args:
+        name: the program, as it names itself in the line that announces its URL.
+    """
+
+    def __init__(self, name: str, argv: list[str], sandbox: Sandbox, extra: Mapping[str, str | None]) -> None:
+        self.name = name
+        self.command = RunningCommand(argv, merged(sandbox.environment, extra), sandbox.folder)
+        self.url = self.command.wait_for(self._announced, START_S, f"{name} listening")
+
+    def _announced(self) -> str | None:
+        match = re.search(rf"{self.name} listening on (http://\S+)", self.command.stdout)
+        return match.group(1) if match else None
+
+    @property
+    def pid(self) -> int:
+        return self.command.pid
+
+
+class Worker:
+    """A worker that a step had a hive spawn, under the name the scenario gives it."""
+
+    def __init__(self, machine: Machine, spawned: Json) -> None:
+        self.machine = machine
+        self.id: str = spawned["worker_id"]
+        self.url: str = spawned["url"]
+        self.key: str = spawned["api_key"]
+        self.port = int(self.url.rsplit(":", 1)[1])
+        self.log = machine.sandbox.log_file(self.id)
+        self.pid = 0
+
+    @property
+    def record(self) -> Json | None:
+        """What the hive lists for it now."""
+        return next((record for record in self.machine.listed() if record["id"] == self.id), None)
+
+    def await_state(self, state: str) -> Json:
+        """Wait until the hive lists it in this state; remembers its pid and gives the record."""
+
+        def listed() -> Json | None:
+            record = self.record
+            assert record is not None, f"{self.id} has ended; see {self.log.name}"
+            self.pid = record["pid"] or 0
+            return record if record["state"] == state and self.pid else None
+
+        found = wait_until(listed, START_S, f"worker {self.id} {state}")
+        assert found is not None
+        return found
+
+    def await_http(self) -> None:
+        """Wait until the worker answers."""
+
+        def answers() -> bool:
+            try:
+                return self.ready()["state"] is not None
+            except OSError:
+                return False
+
+        wait_until(answers, START_S, f"worker {self.id} answering")
+
+    def ready(self) -> Json:
+        """What the worker says at ``/v1/ready`` now."""
+        answer = call("GET", f"{self.url}/v1/ready", key=self.key)
+        assert answer.status == 200, answer.body
+        found: Json = answer.json()
+        return found
+
+    def requests(self, request: str) -> list[Json]:
+        """The log lines of the requests ``"METHOD /path"`` it has answered."""
+        return requests_logged(self.log, request)
+
+    @property
+    def exit_line(self) -> Json | None:
+        """What its hive logged about its end."""
+        ended = log_lines(self.machine.hive_log, worker_id=self.id)
+        return next((line for line in ended if line["event"] in ("worker_ended", "worker_crashed")), None)
+
+    @property
+    def is_alive(self) -> bool:
+        return processes.is_alive(self.pid)
+
+
+class Machine:
+    """A machine that can run a hive.
+
+    Args:
+        host: the loopback address that stands for it.
+        worker_port: the first of ``WORKER_PORTS`` free ports.
+    """
+
+    WORKER_PORTS = 8
+
+    def __init__(self, name: str, sandbox: Sandbox, host: str, hive_port: int, worker_port: int) -> None:
+        self.name, self.sandbox, self.host, self.hive_port = name, sandbox, host, hive_port
+        last = worker_port + self.WORKER_PORTS - 1
+        sandbox.configure("pool", name=name, worker_port_min=worker_port, worker_port_max=last)
+        self.model = EMBEDDED
+        self.hive: DaemonProcess | None = None
+        self.recorder: Recorder | None = None
+        self.ssh_port = 0
+
+    @property
+    def hive_url(self) -> str:
+        return f"http://{self.host}:{self.hive_port}"
+
+    @property
+    def hive_log(self) -> Path:
+        return self.sandbox.log_file("rbee-hive")
+
+    @property
+    def hive_processes(self) -> list[psutil.Process]:
+        """Hives that run on the machine, whoever started them."""
+        return processes.daemons(self.sandbox.state, "rbee-hive")
+
+    @property
+    def model_file(self) -> Path:
+        return embedded_file(self.sandbox)
+
+    @property
+    def listening(self) -> list[int]:
+        """The ports of its hive and workers that somebody listens on."""
+        pool = self.sandbox.settings["pool"]
+        own = [self.hive_port, *range(pool["worker_port_min"], pool["worker_port_max"] + 1)]
+        return [port for port in own if not is_free(self.host, port)]
+
+    @property
+    def worker_processes(self) -> list[psutil.Process]:
+        return processes.daemons(self.sandbox.state, "llm-worker-rbee")
+
+    def start_hive(self) -> DaemonProcess:
+        """Start a hive by hand, as its operator would."""
+        address = ["--addr", f"{self.host}:{self.hive_port}", "--worker-host", self.host]
+        self.hive = DaemonProcess("rbee-hive", [*program("rbee-hive"), *address], self.sandbox, {})
+        return self.hive
+
+    def hive_health(self) -> Json:
+        answer = call("GET", f"{self.hive_url}/v1/health")
+        assert answer.status == 200, answer.body
+        found: Json = answer.json()
+        return found
+
+    def choose_worker_program(self) -> None:
+        """Have the hive start workers through a script that takes the stand-in once it is told to."""
+        script = self.sandbox.folder / "worker-program"
+        stuck = shlex.join([*stand_in("scripted_worker"), "--layers", "32", "--stuck-at", "28"])
+        real = shlex.join(program("llm-worker-rbee"))
+        script.write_text(f'#!/bin/sh\n[ -e "$0.stuck" ] && exec {stuck} "$@"\nexec {real} "$@"\n')
+        script.chmod(0o755)
+        self.sandbox.configure("pool", worker_command=str(script))
+
+    def next_worker_is_stuck(self) -> None:
+        """From now on workers of this machine are stand-ins that never finish loading."""
+        (self.sandbox.folder / "worker-program.stuck").touch()
+
+    def listed(self) -> list[Json]:
+        """The workers the hive lists."""
+        answer = call("GET", f"{self.hive_url}/v1/workers/list")
+        assert answer.status == 200, answer.body
+        found: list[Json] = answer.json()["workers"]
+        return found
+
+    def spawn(self, model_ref: str) -> Worker:
+        """Have the hive start a worker; it is still loading when this returns."""
+        answer = call("POST", f"{self.hive_url}/v1/workers/spawn", {"model_ref": model_ref})
+        assert answer.status == 200, answer.body
+        return Worker(self, answer.json())
+
+
+class Node(Machine):
+    """A remote machine behind a real sshd."""
+
+    def __init__(
+        self, name: str, sandbox: Sandbox, host: str, hive_port: int, worker_port: int, ssh_port: int, key: Path
+    ) -> None:
+        super().__init__(name, sandbox, host, hive_port, worker_port)
+        environment = {n: v for n, v in sandbox.environment.items() if n != "PATH"}
+        folder = sandbox.folder / "sshd"
+        self.ssh = SshNode(folder, [key], environment=environment, host=host, port=ssh_port)
+        self.ssh_port = ssh_port
+        self.install_path = str(sandbox.folder / "rbee")
+        """Nothing is installed there: the hive is then taken from the node's PATH."""
+        self.logins_at_registration = 0
+
+    @property
+    def user(self) -> str:
+        return self.ssh.user
+
+    @property
+    def remote_home(self) -> str:
+        """What ``~`` means for its login."""
+        return "/root" if self.user == "root" else f"/home/{self.user}"
+
+    @property
+    def registered_port(self) -> int:
+        """The hive's port as the registry is told: the recorder's where the traffic is recorded."""
+        return self.recorder.port if self.recorder else self.hive_port
