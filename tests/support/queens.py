@@ -22,6 +22,8 @@ token_stall_timeout_s = 2
 cancel_ack_timeout_s = 0.5
 lease_renew_s = 0.2
 queen_drain_timeout_s = 1
+ssh_connect_timeout_s = 2
+ssh_delays_ms = [0, 50, 100]
 """
 
 

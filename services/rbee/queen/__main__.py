@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from rbee import __version__
 if TYPE_CHECKING:
     from rbee.core.settings import Settings
     from rbee.queen.adapters.http_peers import HttpPeers
-    from rbee.queen.ports import NodeStore
+    from rbee.queen.ports import NodeStore, NodeTransport
     from rbee.queen.shutdown import QueenService
     from rbee.web.auth import KeyRing
     from rbee.web.server import Serving
@@ -28,7 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit code."""
     options = _arguments(sys.argv[1:] if argv is None else argv)
     from rbee.core.logs import configure_logging
-    from rbee.core.settings import SettingsError, load_api_key, load_settings, prepare_home, split_address
+    from rbee.core.settings import (
+        SettingsError,
+        is_loopback,
+        load_api_key,
+        load_settings,
+        prepare_home,
+        split_address,
+    )
+    from rbee.queen.adapters import mock_ssh
     from rbee.web.server import bind, fail_start, run_daemon
 
     environ = dict(os.environ)
@@ -48,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{host} is not a loopback address and no API key is configured; "
             "set RBEE_API_KEY or auth.api_key_file"
         )
+    if mock_ssh.is_wanted(environ) and not is_loopback(host):
+        return fail_start(f"{mock_ssh.VARIABLE} is for loopback addresses only, not for {host}")
     configure_logging(settings.log.level, file=settings.log_dir / f"{PROGRAM}.log")
     try:
         listener = bind(host, port)
@@ -55,14 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail_start(f"cannot listen on {host}:{port}: {error.strerror}")
     start = _Start(settings, key, environ, options, keeper_pid=os.getppid() if options.ephemeral else None)
     return run_daemon(PROGRAM, listener, start.build)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine reaches ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -101,6 +102,7 @@ class _Start:
     def build(self, serving: Serving) -> QueenService:
         """Runs in the serving process, after gevent has patched it; the heavy imports are here."""
         from rbee.queen.adapters.local_hive import LocalHive, is_listening
+        from rbee.queen.adapters.registered import has_nodes
         from rbee.queen.identity import load_identity
         from rbee.queen.registry import builtin_node
 
@@ -114,6 +116,7 @@ class _Start:
             prestarted = local_hive.start(local, local.hive_port)
 
         from rbee.queen.adapters.http_peers import HttpPeers
+        from rbee.queen.adapters.remote_hive import RemoteHive, TransportLogin
         from rbee.queen.app import Queen, create_app
         from rbee.queen.fleet import Fleet
         from rbee.queen.registry import Nodes
@@ -121,15 +124,28 @@ class _Start:
         from rbee.web.app import correlation_id
         from rbee.web.auth import KeyRing
 
-        timing, keys = settings.timing, KeyRing(self.key)
-        peers = HttpPeers(lambda: keys.key, lambda node: node.ssh_host, correlation_id)
-        nodes = Nodes(self._open_store, local)
-        fleet = Fleet(nodes, peers, lambda _node: local_hive, identity, __version__, timing)
+        keys, transport = KeyRing(self.key), self._transport()
+        peers = HttpPeers(
+            lambda: keys.key,
+            lambda node: node.ssh_host if node.builtin else transport.address(node),
+            correlation_id,
+        )
+        remote_hive = RemoteHive(transport, identity, settings.remote.binary_path)
+        nodes = Nodes(self._open_store, local, any_registered=lambda: has_nodes(self._database))
+        fleet = Fleet(
+            nodes,
+            peers,
+            lambda node: local_hive if node.builtin else remote_hive,
+            identity,
+            __version__,
+            settings.timing,
+        )
         if prestarted is not None:
             fleet.begin_start(local, prestarted)
         if self.keeper_pid is None:
             nodes.open()
-        queen = Queen(settings, __version__, keys, nodes, fleet)
+        login = TransportLogin(transport, settings.timing.ssh_connect_timeout_s)
+        queen = Queen(settings, __version__, keys, nodes, fleet, transport, login)
         return QueenService(
             queen,
             create_app(queen),
@@ -138,11 +154,27 @@ class _Start:
             keeper_pid=self.keeper_pid,
         )
 
+    @property
+    def _database(self) -> Path:
+        named = self.options.database
+        return Path(named).expanduser() if named else self.settings.home / "beehives.db"
+
     def _open_store(self) -> NodeStore:
         from rbee.queen.adapters.sqlite_nodes import SqliteNodes
 
-        named = self.options.database
-        return SqliteNodes(Path(named).expanduser() if named else self.settings.home / "beehives.db")
+        return SqliteNodes(self._database)
+
+    def _transport(self) -> NodeTransport:
+        from rbee.core.logs import get_logger
+        from rbee.queen.adapters import mock_ssh, openssh
+
+        if mock_ssh.is_wanted(self.environ):
+            get_logger(PROGRAM).warning(
+                "mock_ssh", message="commands for nodes run on this machine", variable=mock_ssh.VARIABLE
+            )
+            return mock_ssh.MockSsh(self.environ)
+        settings = self.settings
+        return openssh.OpenSsh(settings.ssh.command, settings.home, settings.timing, self.environ)
 
     def _reload_key(self, keys: KeyRing, peers: HttpPeers) -> None:
         from rbee.core.logs import get_logger

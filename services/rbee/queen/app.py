@@ -9,6 +9,7 @@ from rbee.core.settings import Settings
 from rbee.queen.fleet import Fleet
 from rbee.queen.inference import KnownWorkers, TaskFlow
 from rbee.queen.metrics import Metrics
+from rbee.queen.ports import NodeLogin, NodeTransport
 from rbee.queen.registry import Nodes
 from rbee.queen.routes import health, logs, models, orchestrator, registry, tasks, workers
 from rbee.queen.tasks import OpenTasks
@@ -20,13 +21,24 @@ from rbee.web.sse import OpenStreams
 class Queen:
     """Everything the routes work with."""
 
-    def __init__(self, settings: Settings, version: str, keys: KeyRing, nodes: Nodes, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        version: str,
+        keys: KeyRing,
+        nodes: Nodes,
+        fleet: Fleet,
+        transport: NodeTransport,
+        login: NodeLogin,
+    ) -> None:
         timing = settings.timing
         self.settings = settings
         self.version = version
         self.keys = keys
         self.nodes = nodes
         self.fleet = fleet
+        self.transport = transport
+        self.login = login
         self.metrics = Metrics()
         self.tasks = OpenTasks(settings.queen.max_pending)
         self.flow = TaskFlow(fleet, KnownWorkers(), timing, self.metrics)

@@ -193,6 +193,8 @@ class Fleet:
         raise ConnectionTimeout(node.ssh_host, node.hive_port, len(plan), timeout_s, node.node_name)
 
     def _start_once(self, node: Node, narrate: Narrate) -> tuple[Node, HiveHealth]:
+        if not node.builtin:
+            narrate("ssh_connect", f"Logging in to {node.ssh_user}@{node.ssh_host}:{node.ssh_port}")
         narrate("hive_start", f"Starting rbee-hive on {node.node_name}")
         started: _Started = self.begin_start(node).get()
         if started.error is not None:
@@ -244,7 +246,12 @@ class Fleet:
     def _drop_dead(self, node: Node, launcher: HiveLauncher) -> None:
         owned = self._owned.get(node.node_name)
         if owned is not None and launcher.failure(node) is not None:
-            del self._owned[node.node_name]
+            self._disown(owned)
+
+    def _disown(self, owned: OwnedHive) -> None:
+        """Forget a hive, unless another one has taken its place while the node was asked."""
+        if self._owned.get(owned.node.node_name) == owned:
+            del self._owned[owned.node.node_name]
 
     def _note_owner(self, node: Node, health: HiveHealth) -> None:
         if health.owner == self._identity and health.pid is not None:
@@ -266,13 +273,21 @@ class Fleet:
         try:
             self.peers.hive(node).renew_lease(self._identity, self._timing.lease_ttl_s)
         except LeaseHeld as error:
-            self._owned.pop(node.node_name, None)
+            self._disown(owned)
             self._log.warning("lease_lost", message=error.message, node=node.node_name)
         except TransportFailure as failure:
             self._log.warning("lease_renewal_failed", message=failure.reason, node=node.node_name)
-            if failure.kind == "refused" and self._owned.get(node.node_name) == owned:
-                gone = not self.launcher_for(node).is_alive(node, owned.pid) if node.builtin else True
-                if gone:
-                    self._owned.pop(node.node_name, None)
+            if failure.kind == "refused":
+                self._drop_if_gone(owned)
         except RbeeError as error:
             self._log.warning("lease_renewal_failed", message=error.message, node=node.node_name)
+
+    def _drop_if_gone(self, owned: OwnedHive) -> None:
+        try:
+            is_gone = self.launcher_for(owned.node).wait_gone(owned.node, owned.pid, 0.0)
+        except RbeeError as error:
+            self._log.info("hive_lookup_failed", message=error.message, node=owned.node.node_name)
+            return
+        if is_gone:
+            self._disown(owned)
+            self._log.warning("hive_gone", message="an owned hive has ended", node=owned.node.node_name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -155,7 +155,12 @@ class HiveLauncher(Protocol):
             SshConnectionFailed: the node cannot be reached.
         """
 
-    def is_alive(self, node: Node, pid: int) -> bool: ...
+    def wait_gone(self, node: Node, pid: int, timeout_s: float) -> bool:
+        """Whether the process is gone, after waiting at most ``timeout_s`` for its end.
+
+        Raises:
+            SshConnectionFailed: the node cannot be reached.
+        """
 
 
 class NodeStore(Protocol):
@@ -167,6 +172,8 @@ class NodeStore(Protocol):
 
     def add(self, node: Node) -> None: ...
 
+    def replace(self, node: Node) -> bool: ...
+
     def remove(self, name: str) -> bool: ...
 
     def note_contact(self, name: str, status: str, connected_unix: int | None, error: str | None) -> None: ...
@@ -176,3 +183,44 @@ class NodeStore(Protocol):
 
 class NotAHive(Exception):
     """Something that is no hive answered at a hive's address."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ran on a node to its end."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+class NodeTransport(Protocol):
+    """The way to a node's shell."""
+
+    def address(self, node: Node) -> str:
+        """The address under which services on the node are reached.
+
+        Raises:
+            TransportFailure: the transport knows that the node cannot be reached.
+        """
+
+    def run(self, node: Node, argv: Sequence[str], timeout_s: float) -> Completed:
+        """Run a command to its end; the transport quotes the arguments.
+
+        Raises:
+            SshConnectionFailed: the command was not run, or not to its end.
+        """
+
+    def close(self) -> None:
+        """Give up connections that are kept open."""
+
+
+class NodeLogin(Protocol):
+    """Proves that a node can be logged in to."""
+
+    def check(self, node: Node) -> None:
+        """Log in with exactly the node's user, host, port and key, and run a harmless command.
+
+        Raises:
+            SshConnectionFailed: with the reason.
+        """

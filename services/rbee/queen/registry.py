@@ -68,12 +68,19 @@ class Nodes:
 
     Args:
         open_store: opens the store on first need; nothing that concerns localhost alone opens it.
+        any_registered: tells without opening it whether the store has nodes.
     """
 
     def __init__(
-        self, open_store: Callable[[], NodeStore], local: Node, now: Callable[[], float] = time.time
+        self,
+        open_store: Callable[[], NodeStore],
+        local: Node,
+        *,
+        any_registered: Callable[[], bool] = lambda: True,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._open_store = open_store
+        self._any_registered = any_registered
         self._opened: NodeStore | None = None
         self._local = local
         self._now = now
@@ -102,6 +109,8 @@ class Nodes:
 
     def all(self) -> list[Node]:
         """Localhost, then the registered nodes in order of insertion."""
+        if self._opened is None and not self._any_registered():
+            return [self._local]
         return [self._local, *self.store.all()]
 
     def add(self, node: Node) -> None:
@@ -117,6 +126,15 @@ class Nodes:
         """Raise ``NodeExists`` when a node of that name is there."""
         if name == LOCALHOST or self.store.get(name) is not None:
             raise NodeExists(name)
+
+    def replace(self, node: Node) -> None:
+        """Store another record under a name that is registered.
+
+        Raises:
+            NodeNotFound: it has been removed meanwhile.
+        """
+        if not self.store.replace(node):
+            raise NodeNotFound(node.node_name)
 
     def remove(self, name: str) -> None:
         """Forget a node.
@@ -143,6 +161,11 @@ class Nodes:
         if known.status is NodeStatus.REACHABLE and is_fresh:
             return
         self._note(node, NodeStatus.REACHABLE, now, None)
+
+    def note_answering(self, node: Node) -> None:
+        """Remember that the host answers although no hive does."""
+        if node.status is not NodeStatus.REACHABLE:
+            self._note(node, NodeStatus.REACHABLE, node.last_connected_unix, None)
 
     def note_unreachable(self, node: Node, error: str) -> None:
         """Remember a failed contact and why it failed."""

@@ -20,7 +20,7 @@ from rbee.core.settings import Timing
 from rbee.queen.app import Queen
 from rbee.queen.fleet import Fleet, OwnedHive
 
-_ALIVE_POLL_S = 0.05
+_POLL_S = 0.05
 _PARENT_POLL_S = 0.5
 _KILL_WAIT_S = 5.0
 
@@ -69,13 +69,14 @@ class QueenService:
         queen.log_readers.end_all("The queen is shutting down")
         deadline = time.monotonic() + timing.queen_drain_timeout_s
         while len(queen.work) and time.monotonic() < deadline:
-            gevent.sleep(_ALIVE_POLL_S)
+            gevent.sleep(_POLL_S)
         queen.work.end_all("The queen is shutting down")
         gevent.killall(self._background, block=False)
         ending = gevent.spawn(end_hives, queen.fleet, queen.fleet.close(), timing)
-        gevent.sleep(_ALIVE_POLL_S)
+        gevent.sleep(_POLL_S)
         self._keep_registry()
         ending.join()
+        self._queen.transport.close()
         self._log.info("server_shutdown", message="all owned hives are gone")
 
     def reload(self) -> None:
@@ -127,20 +128,12 @@ def _end_hive(fleet: Fleet, hive: OwnedHive, timing: Timing, deadline: float) ->
     try:
         with gevent.Timeout(timing.shutdown_ack_timeout_s, False):
             launcher.signal(hive.node, hive.pid, signal.SIGTERM)
-        while launcher.is_alive(hive.node, hive.pid):
-            if time.monotonic() >= deadline:
-                log.warning("hive_killed", message="outlived its cascade", signal="SIGKILL")
-                launcher.signal(hive.node, hive.pid, signal.SIGKILL)
-                _wait_gone(fleet, hive, time.monotonic() + _KILL_WAIT_S)
-                return
-            gevent.sleep(_ALIVE_POLL_S)
-        log.info("hive_ended", message="hive process is gone")
+        if launcher.wait_gone(hive.node, hive.pid, max(0.0, deadline - time.monotonic())):
+            log.info("hive_ended", message="hive process is gone")
+            return
+        log.warning("hive_killed", message="outlived its cascade", signal="SIGKILL")
+        launcher.signal(hive.node, hive.pid, signal.SIGKILL)
+        launcher.wait_gone(hive.node, hive.pid, _KILL_WAIT_S)
     except RbeeError as error:
         # Its lease ends it: nobody renews it any more.
         log.warning("hive_end_failed", message=error.message)
-
-
-def _wait_gone(fleet: Fleet, hive: OwnedHive, deadline: float) -> None:
-    launcher = fleet.launcher_for(hive.node)
-    while launcher.is_alive(hive.node, hive.pid) and time.monotonic() < deadline:
-        gevent.sleep(_ALIVE_POLL_S)

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import gevent
+
 from rbee.core.client import TransportFailure
-from rbee.core.errors import ConnectionTimeout, RbeeError, WorkerNotFound
+from rbee.core.errors import (
+    BadHiveResponse,
+    ConnectionTimeout,
+    InvalidApiKey,
+    RbeeError,
+    WorkerNotFound,
+)
 from rbee.core.lifecycle import WorkerState
 from rbee.queen.fleet import Fleet
 from rbee.queen.greenlets import spawn
@@ -15,6 +23,8 @@ from rbee.queen.registry import Node
 
 LIST_TIMEOUT_S = 5.0
 """Each hive has this long to answer."""
+STATUS_TIMEOUT_S = 2.0
+"""The same where only the status is asked: a list of nodes must not take long because one is down."""
 
 
 @dataclass
@@ -35,6 +45,11 @@ class Probe:
     @property
     def is_ready(self) -> bool:
         return self.state is WorkerState.IDLE
+
+
+def refresh_status(fleet: Fleet) -> None:
+    """Ask every node's hive, in parallel and briefly, so that the registry shows what is true now."""
+    gevent.joinall([spawn(_refresh, fleet, node) for node in fleet.nodes.all()])
 
 
 def list_workers(fleet: Fleet) -> Found:
@@ -107,6 +122,20 @@ def end_worker(fleet: Fleet, worker_id: str) -> None:
                 ) from None
             return
     raise WorkerNotFound(worker_id)
+
+
+def _refresh(fleet: Fleet, node: Node) -> None:
+    try:
+        hive = fleet.look(node, STATUS_TIMEOUT_S)
+    except (InvalidApiKey, BadHiveResponse):
+        fleet.nodes.note_answering(node)
+    except RbeeError as error:
+        fleet.nodes.note_unreachable(node, error.message)
+    else:
+        if hive is None:
+            fleet.nodes.note_answering(node)
+        else:
+            fleet.nodes.note_reachable(node)
 
 
 def _workers_or_none(fleet: Fleet, node: Node) -> list[WorkerRecord] | None:

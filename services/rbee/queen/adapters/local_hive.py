@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rbee.queen.ports import HiveProcess
 from rbee.queen.registry import Node
 
 _LINES_KEPT = 20
+_GONE_POLL_S = 0.05
 
 
 class LocalHive:
@@ -75,18 +77,29 @@ class LocalHive:
         told = told or (self._lines[-1] if self._lines else "no output")
         return f"it exited with status {self._process.returncode}: {told.removeprefix('Error:').strip()}"
 
-    def signal(self, node: Node, pid: int, number: int) -> None:
-        if self.is_alive(node, pid):
+    def signal(self, node: Node, pid: int, number: int) -> None:  # noqa: ARG002
+        if not self._is_gone(pid):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
-    def is_alive(self, node: Node, pid: int) -> bool:  # noqa: ARG002
+    def wait_gone(self, node: Node, pid: int, timeout_s: float) -> bool:  # noqa: ARG002
+        deadline = time.monotonic() + timeout_s
+        while not self._is_gone(pid):
+            if time.monotonic() >= deadline:
+                return False
+            gevent.sleep(_GONE_POLL_S)
+        return True
+
+    def _is_gone(self, pid: int) -> bool:
         if self._process is not None and self._process.pid == pid:
-            return self._process.poll() is None
+            return self._process.poll() is not None
         try:
-            return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
+            # The hive of an earlier queen: no child of ours, and its pid may be somebody else's by now.
+            process = psutil.Process(pid)
+            is_hive = any("hive" in word for word in process.cmdline())
+            return not is_hive or process.status() == psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return True
 
     @staticmethod
     def _read(process: subprocess.Popen[str], news: Event, lines: collections.deque[str]) -> None:

@@ -15,10 +15,12 @@ from rbee.core.logs import get_logger
 from rbee.queen.registry import Node, NodeStatus
 
 _BUSY_TIMEOUT_S = 5.0
-_METADATA = sa.MetaData()
+HEAD = "0001"
+"""The newest step under ``migrations/versions``."""
+MIGRATIONS = Path(__file__).resolve().parents[1] / "migrations"
 BEEHIVES = sa.Table(
     "beehives",
-    _METADATA,
+    sa.MetaData(),
     sa.Column("node_name", sa.Text, primary_key=True),
     sa.Column("ssh_host", sa.Text, nullable=False),
     sa.Column("ssh_port", sa.Integer, nullable=False, server_default="22"),
@@ -66,13 +68,17 @@ class SqliteNodes:
             return [_node(row) for row in connection.execute(in_order)]
 
     def add(self, node: Node) -> None:
-        record = node.record()
-        del record["builtin"]
         try:
             with self._begin() as connection:
-                connection.execute(BEEHIVES.insert().values(**record))
+                connection.execute(BEEHIVES.insert().values(**_row(node)))
         except IntegrityError:
             raise NodeExists(node.node_name) from None
+
+    def replace(self, node: Node) -> bool:
+        values = _row(node)
+        with self._begin() as connection:
+            mine = BEEHIVES.c.node_name == node.node_name
+            return bool(connection.execute(BEEHIVES.update().where(mine).values(**values)).rowcount)
 
     def remove(self, name: str) -> bool:
         with self._begin() as connection:
@@ -105,11 +111,46 @@ def _open(file: Path) -> sa.Engine:
             verdict = connection.exec_driver_sql("PRAGMA quick_check").scalar()
             if verdict != "ok":
                 raise DatabaseError("PRAGMA quick_check", None, Exception(str(verdict)))
-        _METADATA.create_all(engine)
+        if _revision(engine) != HEAD:
+            _migrate(engine)
     except BaseException:
         engine.dispose()
         raise
     return engine
+
+
+def _revision(engine: sa.Engine) -> str | None:
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        return None if found is None else str(found)
+
+
+def _migrate(engine: sa.Engine) -> None:
+    """Apply what is missing. Alembic is loaded only here: it costs more than all the rest of opening."""
+    import alembic.command
+    import alembic.config
+    import alembic.util
+
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, HEAD)
+    except alembic.util.CommandError as error:
+        raise ServiceUnavailable(
+            "The node registry was written by a newer version of rbee",
+            suggestion="Upgrade rbee on this machine",
+        ) from error
+
+
+def _row(node: Node) -> dict[str, Any]:
+    row = node.record()
+    del row["builtin"]
+    row["status"] = str(node.status)
+    return row
 
 
 def _node(row: sa.Row[Any]) -> Node:
