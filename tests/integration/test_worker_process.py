@@ -140,7 +140,7 @@ def test_a_folder_that_is_not_complete_is_a_loading_error(tmp_path: Path, model:
             *_, last, end = list(stream)
         assert last.json() == {"stage": "error", "message": state["error"]["message"]}
         assert end.is_done_marker
-        assert worker.point.calls
+        wait_until(lambda: worker.point.calls, 10, "the callback")
         assert worker.daemon.stop() == 0
         assert "Traceback" not in worker.daemon.output
 

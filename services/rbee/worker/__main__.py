@@ -44,10 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail_start(f"cannot listen on {options.host}:{options.port}: {error.strerror}")
 
     def build(serving: Serving) -> WorkerService:
+        from rbee.worker.engine_start import start_engine
+
+        engine = start_engine(
+            options.model,
+            settings,
+            worker_id=options.worker_id,
+            device=options.backend,
+            device_index=options.device,
+            stated_cores=environ.get("OMP_NUM_THREADS"),
+        )
         from rbee.worker.wiring import build_service
 
-        stated_cores = environ.get("OMP_NUM_THREADS")
-        return build_service(options, settings, lambda: read_key(options.api_key), stated_cores, serving)
+        return build_service(options, settings, lambda: read_key(options.api_key), engine, serving)
 
     return run_daemon(PROGRAM, listener, build)
 

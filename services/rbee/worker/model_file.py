@@ -47,7 +47,7 @@ class ModelFile:
     size_bytes: int
     variables: tuple[Variable, ...]
     layer_ends: tuple[int, ...]
-    """Rising offsets at which one more layer has been read to its last byte."""
+    """Rising offsets, each after the last byte of one more layer; the file's end if it names no layers."""
 
     def layers_read(self, position: int) -> int:
         """How many layers lie wholly before ``position``."""
@@ -75,7 +75,7 @@ def read_model_file(path: Path) -> ModelFile:
     """The layout of ``path``, without reading its weights.
 
     Raises:
-        ModelIncompatible: it is missing, unreadable, cut short, or of an unknown version.
+        ModelIncompatible: it is missing, unreadable or cut short.
     """
     try:
         with path.open("rb") as file:
@@ -100,7 +100,8 @@ def damaged(reason: str) -> ModelIncompatible:
 def _variables(file: BinaryIO, size: int) -> list[Variable]:
     (version,) = _read(file, "<I")
     if version not in _VERSIONS:
-        raise damaged(f"model.bin has binary version {version}; supported are 4 to 6")
+        # Left to the engine, which may know it; the whole file counts as one layer then.
+        return []
     _text(file)
     _revision, count = _read(file, "<II")
     if count > _MAX_VARIABLES:
@@ -137,4 +138,4 @@ def _layout(size: int, variables: Sequence[Variable]) -> ModelFile:
         if found:
             layer = int(found.group(1))
             ends[layer] = max(ends.get(layer, 0), variable.end)
-    return ModelFile(size, tuple(variables), tuple(sorted(ends.values())))
+    return ModelFile(size, tuple(variables), tuple(sorted(ends.values())) or (size,))

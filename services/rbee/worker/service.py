@@ -90,6 +90,8 @@ class WorkerService:
         parts.narrate("device-manager", "device_init", f"Using {parts.engine.device_summary}")
         loading = gevent.spawn(self._load)
         if not self._call_back():
+            if parts.engine.is_loaded:
+                parts.engine.unload()
             parts.serving.fail(f"the hive did not take the callback after {CALLBACK_ATTEMPTS} attempts")
             return
         text = loading.get()

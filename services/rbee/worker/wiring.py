@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rbee.core.logs import get_logger
 from rbee.core.settings import Settings, SettingsError
+from rbee.models.text import load_text_model
 from rbee.web.auth import KeyRing
 from rbee.web.server import Serving
 from rbee.web.sse import OpenStreams
@@ -17,12 +17,10 @@ from rbee.worker.adapters.ctranslate2_engine import CTranslate2Engine
 from rbee.worker.adapters.hive_http import HttpHive
 from rbee.worker.admission import Admission
 from rbee.worker.app import PROGRAM, AppPorts, create_app
-from rbee.worker.cores import usable_cores
 from rbee.worker.inference import Workplace
 from rbee.worker.loading import LoadingJournal, ModelLoader
 from rbee.worker.metrics import Metrics
 from rbee.worker.narration import startup_narrator
-from rbee.worker.ports import TextModel
 from rbee.worker.service import Identity, Parts, WorkerService
 from rbee.worker.shutdown import Shutdown
 from rbee.worker.slots import Slots
@@ -32,10 +30,11 @@ def build_service(
     options: argparse.Namespace,
     settings: Settings,
     read_key: Callable[[], str],
-    stated_cores: str | None,
+    engine: CTranslate2Engine,
     serving: Serving,
 ) -> WorkerService:
-    """The whole worker; ``read_key`` reads the key (again), ``stated_cores`` is OMP_NUM_THREADS."""
+    """The whole worker around ``engine``, which is loading already; ``read_key`` reads the key (again)."""
+    _import_tokenizer_library(options.model)
     key = read_key()
     timing = settings.timing
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -55,15 +54,6 @@ def build_service(
     slots = Slots(
         settings.worker.max_parallel_requests,
         on_move=lambda old, new: log.info("state", message=f"{old} to {new}", state=str(new)),
-    )
-    engine = CTranslate2Engine(
-        options.model,
-        worker_id=identity.worker_id,
-        device=options.backend,
-        device_index=options.device,
-        compute_type=compute_type(options.model, settings.worker.compute_type),
-        slots=slots.total,
-        cores=usable_cores(stated_cores),
     )
     metrics = Metrics()
     metrics.watch(slots, lambda: engine.memory_bytes)
@@ -106,7 +96,7 @@ def build_service(
         slots=slots,
         engine=engine,
         loader=ModelLoader(
-            engine, lambda: _open_text(options.model), journal, narrate, model_name=identity.model_ref
+            engine, lambda: load_text_model(options.model), journal, narrate, model_name=identity.model_ref
         ),
         journal=journal,
         admission=admission,
@@ -118,22 +108,12 @@ def build_service(
     return WorkerService(app, parts, shutdown, lambda: _reload_key(keys, read_key, log))
 
 
-def compute_type(folder: Path, setting: str) -> str:
-    """The compute type to load ``folder`` with: what it was converted to, else the setting, else its own."""
-    try:
-        converted = json.loads((folder / "rbee.json").read_text(encoding="utf-8"))["compute_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        converted = None
-    if isinstance(converted, str):
-        return converted
-    return "default" if setting == "auto" else setting
-
-
-def _open_text(folder: Path) -> TextModel:
-    """Imported in the thread that loads it: the libraries take time, and HTTP is up already."""
-    from rbee.models.text import load_text_model
-
-    return load_text_model(folder)
+def _import_tokenizer_library(folder: Path) -> None:
+    """Done here and not in the thread that opens the tokenizer: see ``CTranslate2Engine.begin_loading``."""
+    if (folder / "tokenizer.json").exists():
+        import tokenizers  # noqa: F401
+    else:
+        import sentencepiece  # noqa: F401
 
 
 def _reload_key(keys: KeyRing, read_key: Callable[[], str], log: Any) -> None:

@@ -15,7 +15,7 @@ from rbee.worker.adapters.engine_memory import MB, available_bytes, gpu_used_byt
 from rbee.worker.adapters.file_position import position_in
 from rbee.worker.adapters.turns import GaveUp, Turns
 from rbee.worker.model_file import ModelFile, damaged, read_model_file
-from rbee.worker.native import NativeThreads
+from rbee.worker.native import NativeThreads, Pending
 from rbee.worker.ports import Decoding, LoadProgress
 
 # What pybind11 makes of C++ exceptions: std::exception, invalid_argument, out_of_range, overflow, bad_alloc.
@@ -51,14 +51,15 @@ class CTranslate2Engine:
         self._folder = folder
         self._worker_id = worker_id
         self._device, self._device_index = device, device_index
-        self._compute_type = compute_type
+        self._compute_type = self._effective_type = compute_type
         self._slots = slots
         self._threads_per_run = max(1, cores // slots)
         self._native = NativeThreads(slots + 2)
         self._turns = Turns()
         self._generator: Any = None
         self._layout: ModelFile | None = None
-        self._memory_bytes = 0
+        self._loading: Pending[None] | None = None
+        self._gpu_bytes: int | None = None
         self._is_loaded = False
         self._has_sampled = False
         self._is_seeded = False
@@ -70,13 +71,29 @@ class CTranslate2Engine:
 
     @property
     def memory_bytes(self) -> int:
-        return self._memory_bytes
+        if not self._is_loaded or self._layout is None:
+            return 0
+        return self._gpu_bytes or self._layout.loaded_bytes(self._effective_type)
 
     @property
     def is_loaded(self) -> bool:
         return self._is_loaded
 
+    def begin_loading(self) -> Pending[None]:
+        """Start to load in a native thread, before anything else of the worker; ``load`` follows it.
+
+        The libraries are imported here and not in that thread: under gevent's locks, imports in several
+        threads at once are a risk.
+        """
+        import ctranslate2  # noqa: F401 (see above)
+
+        if self._device == "cuda":
+            import pynvml  # noqa: F401 (see above)
+        self._loading = loading = self._native.begin(self._build)
+        return loading
+
     def load(self, on_progress: Callable[[LoadProgress], None]) -> None:
+        loading = self._loading or self.begin_loading()
         path = self._folder / "model.bin"
         layout = self._layout = self._native.call(read_model_file, path)
         ends = layout.layer_ends
@@ -89,11 +106,10 @@ class CTranslate2Engine:
                 reported += 1
                 on_progress(LoadProgress(reported, len(ends), ends[reported - 1]))
 
-        pending = self._native.begin(self._build)
-        while not pending.wait(_POSITION_POLL_S):
+        while not loading.wait(_POSITION_POLL_S):
             report(layout.layers_read(position_in(path) or 0))
         try:
-            pending.result()
+            loading.result()
         except _ENGINE_ERRORS as error:
             raise self._load_failure(error) from None
         self._is_loaded = True
@@ -110,7 +126,6 @@ class CTranslate2Engine:
     def unload(self) -> None:
         self._is_loaded = False
         self._native.call(self._drop)
-        self._memory_bytes = 0
 
     def _execute(self, run: CTranslate2Run, prompt: list[str], decoding: Decoding) -> None:
         failure: RbeeError | None = None
@@ -191,11 +206,10 @@ class CTranslate2Engine:
             intra_threads=self._threads_per_run,
         )
         self._has_sampled = self._is_seeded = False
+        self._effective_type = str(self._generator.compute_type)
         after = gpu_used_bytes(self._device_index) if self._device == "cuda" else None
         if before is not None and after is not None and after > before:
-            self._memory_bytes = after - before
-        elif self._layout is not None:
-            self._memory_bytes = self._layout.loaded_bytes(self._generator.compute_type)
+            self._gpu_bytes = after - before
 
     def _rebuild(self) -> None:
         """Runs in a native thread; the old generator goes first, so that memory never holds two."""

@@ -1,0 +1,44 @@
+"""Starts the engine before the rest of the worker is even imported: loading takes longest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rbee.core.settings import Settings
+from rbee.worker.adapters.ctranslate2_engine import CTranslate2Engine
+from rbee.worker.cores import usable_cores
+
+
+def start_engine(
+    folder: Path,
+    settings: Settings,
+    *,
+    worker_id: str,
+    device: str,
+    device_index: int,
+    stated_cores: str | None,
+) -> CTranslate2Engine:
+    """An engine that loads ``folder`` in a native thread; ``stated_cores`` is OMP_NUM_THREADS."""
+    engine = CTranslate2Engine(
+        folder,
+        worker_id=worker_id,
+        device=device,
+        device_index=device_index,
+        compute_type=compute_type(folder, settings.worker.compute_type),
+        slots=settings.worker.max_parallel_requests,
+        cores=usable_cores(stated_cores),
+    )
+    engine.begin_loading()
+    return engine
+
+
+def compute_type(folder: Path, setting: str) -> str:
+    """The compute type to load ``folder`` with: what it was converted to, else the setting, else its own."""
+    try:
+        converted = json.loads((folder / "rbee.json").read_text(encoding="utf-8"))["compute_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        converted = None
+    if isinstance(converted, str):
+        return converted
+    return "default" if setting == "auto" else setting
