@@ -86,7 +86,6 @@ def corrupt(path: Path, kind: str) -> str:
 
 FAILURES = {
     "unknown node": (["--node", "mac"], "NODE_NOT_FOUND"),
-    "bad reference": (["--model", "ftp://somewhere"], "INVALID_MODEL_REF"),
     "missing file": (["--model", "file:/nowhere/model.gguf"], "MODEL_NOT_FOUND"),
     "missing package": (["--model", "pypi:no-such-package-of-rbee==9.9/x.gguf"], "MODEL_NOT_FOUND"),
     "prompt over the context": (["--prompt", "word " * 2000], "INVALID_REQUEST"),
@@ -117,6 +116,16 @@ def test_a_request_that_cannot_be_served_says_why_and_harms_nobody(
     run = machine.infer("--json", *model, *args)
     assert_orderly(machine, run, code, before)
     assert {p.pid for p in machine.workers()} == workers
+
+
+@pytest.mark.parametrize("args", [["--model", "ftp://somewhere"], ["--max-tokens", "0"], ["--stop", ""]])
+def test_a_malformed_value_is_wrong_usage_and_starts_nothing(machine: Machine, args: list[str]) -> None:
+    before = machine.queen.log
+    run = machine.infer(*args)
+    assert run.code == 2
+    assert args[0] in run.stderr
+    assert "Traceback" not in run.stderr
+    assert machine.queen.log == before
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "mamba", "tokenizer", "scaling"])

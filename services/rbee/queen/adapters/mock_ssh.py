@@ -6,7 +6,6 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from rbee.core.client import TransportFailure
 from rbee.queen.adapters.ssh_failures import SshReason, login_failed
 from rbee.queen.ports import Completed
 from rbee.queen.registry import Node
@@ -26,6 +25,9 @@ class MockSsh:
         self._environ = dict(environ)
 
     def address(self, node: Node) -> str:
+        # Imported late: this module is asked before the fork, where nothing may load what gevent patches.
+        from rbee.core.client import TransportFailure
+
         if _is_unreachable(node.ssh_host):
             raise TransportFailure("timeout", str(SshReason.TIMEOUT))
         return "127.0.0.1"
