@@ -69,7 +69,8 @@ StopText = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_p
 class Body(BaseModel):
     """Base of all request bodies: unknown fields are refused, types are not guessed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # Built at the first use: a daemon starts a tenth of a second earlier, and needs few of them.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class Sampling(Body):
@@ -95,9 +96,9 @@ class Sampling(Body):
 
 
 class TaskRequest(Sampling):
-    """Body of ``POST /v2/tasks``."""
+    """Body of ``POST /v2/tasks``; without a node the queen chooses one."""
 
-    node: NodeName = "localhost"
+    node: NodeName | None = None
     model: ModelReference | None = None
     max_tokens: int = Field(default=100, ge=1, le=2048)
     temperature: float = Field(default=0.7, ge=0.0, le=2.0)
@@ -123,9 +124,7 @@ class TaskRequest(Sampling):
 class InferenceRequest(Sampling):
     """Body of ``POST /v1/inference``; ``job_id`` is read as ``request_id``."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, validate_by_name=True, validate_by_alias=True
-    )
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     request_id: Identifier | None = Field(default=None, alias="job_id")
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
@@ -136,9 +135,7 @@ class InferenceRequest(Sampling):
 class SpawnRequest(Body):
     """Body of ``POST /v1/workers/spawn``; ``model`` is read as ``model_ref``."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, validate_by_name=True, validate_by_alias=True
-    )
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     model_ref: ModelReference | None = Field(default=None, alias="model")
     backend: BackendName | None = None
@@ -197,6 +194,20 @@ class PullRequest(Body):
 
     node: NodeName = "localhost"
     model: ModelReference | None = None
+
+
+class PlanRequest(Body):
+    """Body of ``POST /v2/plan``."""
+
+    model: ModelReference | None = None
+    backend: BackendName | None = None
+    device: DeviceIndex | None = None
+
+    @model_validator(mode="after")
+    def _device_needs_a_backend(self) -> PlanRequest:
+        if self.device is not None and self.backend is None:
+            raise PydanticCustomError("device", "device needs backend")
+        return self
 
 
 class WorkerIdBody(Body):

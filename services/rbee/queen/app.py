@@ -7,11 +7,12 @@ import flask
 from rbee.core.errors import ServiceUnavailable
 from rbee.core.settings import Settings
 from rbee.queen.fleet import Fleet
-from rbee.queen.inference import KnownWorkers, TaskFlow
+from rbee.queen.inference import TaskFlow
 from rbee.queen.metrics import Metrics
 from rbee.queen.ports import NodeLogin, NodeTransport
+from rbee.queen.readiness import KnownWorkers
 from rbee.queen.registry import Nodes
-from rbee.queen.routes import health, logs, models, orchestrator, registry, tasks, workers
+from rbee.queen.routes import health, logs, models, orchestrator, plan, registry, tasks, workers
 from rbee.queen.tasks import OpenTasks
 from rbee.web.app import add_metrics_route, create_service_app
 from rbee.web.auth import KeyRing
@@ -64,7 +65,7 @@ def create_app(queen: Queen) -> flask.Flask:
         invalid_per_second=queen.settings.limits.invalid_per_second,
         on_error=queen.metrics.count_error,
     )
-    for routes in (health, registry, tasks, workers, models, logs, orchestrator):
+    for routes in (health, registry, plan, tasks, workers, models, logs, orchestrator):
         app.register_blueprint(routes.blueprint(queen))
     add_metrics_route(app, queen.metrics.registry)
     return app

@@ -13,13 +13,13 @@ from rbee.core.errors import (
     BadHiveResponse,
     ConnectionTimeout,
     HiveStartFailed,
-    LeaseHeld,
     RbeeError,
     ServiceUnavailable,
     VersionMismatch,
 )
 from rbee.core.logs import get_logger
 from rbee.core.settings import Timing
+from rbee.queen.ownership import LauncherFor, OwnedHive, OwnedHives
 from rbee.queen.ports import HiveApi, HiveHealth, HiveLauncher, HiveProcess, NotAHive, Peers
 from rbee.queen.registry import Node, Nodes
 from rbee.queen.retries import attempt_line, attempts
@@ -27,14 +27,6 @@ from rbee.queen.retries import attempt_line, attempts
 Narrate = Callable[[str, str], None]
 """Told an action and its text."""
 _LOOKUP_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True)
-class OwnedHive:
-    """A hive this queen renews the lease of and ends."""
-
-    node: Node
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Fleet:
         self,
         nodes: Nodes,
         peers: Peers,
-        launcher_for: Callable[[Node], HiveLauncher],
+        launcher_for: LauncherFor,
         identity: str,
         version: str,
         timing: Timing,
@@ -65,17 +57,12 @@ class Fleet:
         self.nodes = nodes
         self.peers = peers
         self.launcher_for = launcher_for
-        self._identity = identity
         self._version = version
         self._timing = timing
         self._log = get_logger("queen-rbee")
-        self._owned: dict[str, OwnedHive] = {}
+        self.owned = OwnedHives(identity, peers, launcher_for, timing)
         self._starting: dict[str, gevent.Greenlet] = {}
         self._is_closing = False
-
-    @property
-    def owned(self) -> list[OwnedHive]:
-        return list(self._owned.values())
 
     def reach(self, node: Node, narrate: Narrate, client_version: str | None = None) -> HiveApi:
         """The node's hive, started if none runs, of the version that ``client_version`` needs.
@@ -91,7 +78,7 @@ class Fleet:
         except RbeeError as error:
             self.nodes.note_unreachable(node, error.message)
             raise
-        self._note_owner(node, health)
+        self.owned.note(node, health)
         self.nodes.note_reachable(node)
         wanted = client_version or self._version
         if health.version != wanted:
@@ -115,7 +102,7 @@ class Fleet:
             if node.builtin:
                 return None
             raise BadHiveResponse(node.ssh_host, str(error)) from None
-        self._note_owner(node, health)
+        self.owned.note(node, health)
         return hive
 
     def preflight(self, node: Node, hive: HiveApi) -> None:
@@ -150,22 +137,14 @@ class Fleet:
         """Look the hives of all registered nodes up and own again those that name this queen."""
         gevent.joinall([gevent.spawn(self._look_up, node) for node in self.nodes.all()])
 
-    def keep_leases(self) -> None:
-        """Renew the leases of owned hives for ever."""
-        while True:
-            gevent.sleep(self._timing.lease_renew_s)
-            gevent.joinall([gevent.spawn(self._renew, hive) for hive in self.owned])
-
     def close(self) -> list[OwnedHive]:
         """Start no more hives, wait for starts under way to become known, and give up what is owned."""
         self._is_closing = True
         gevent.joinall(
-            [running for name, running in self._starting.items() if name not in self._owned],
+            [running for name, running in self._starting.items() if name not in self.owned],
             timeout=self._timing.ssh_connect_timeout_s,
         )
-        owned = self.owned
-        self._owned.clear()
-        return owned
+        return self.owned.surrender()
 
     def _connect(self, node: Node, narrate: Narrate) -> HiveHealth | None:
         """The hive's health, or None where a hive has to be started."""
@@ -214,14 +193,14 @@ class Fleet:
             if node.builtin:
                 node = self.nodes.move_local_hive(process.port)
             if process.pid is not None:
-                self._owned[node.node_name] = OwnedHive(node, process.pid)
+                self.owned.own(node, process.pid)
             self._log.info(
                 "hive_started", message="hive process started", node=node.node_name, pid=process.pid
             )
             return _Started(node, health=self._await_health(node, launcher))
         except RbeeError as error:
             self._log.error("hive_start_failed", message=error.message, node=node.node_name)
-            self._drop_dead(node, launcher)
+            self.owned.drop_if_failed(node)
             return _Started(node, error=error)
         finally:
             self._starting.pop(node.node_name, None)
@@ -233,7 +212,7 @@ class Fleet:
             launcher.pause(node, poll_s)
             try:
                 health = self.peers.hive(node).health(self._timing.hive_connect_timeout_s)
-                self._note_owner(node, health)
+                self.owned.note(node, health)
                 return health
             except (TransportFailure, NotAHive):
                 reason = launcher.failure(node)
@@ -243,51 +222,9 @@ class Fleet:
                 limit = self._timing.hive_start_timeout_s
                 raise HiveStartFailed(node.ssh_host, f"no answer within {limit:g} seconds")
 
-    def _drop_dead(self, node: Node, launcher: HiveLauncher) -> None:
-        owned = self._owned.get(node.node_name)
-        if owned is not None and launcher.failure(node) is not None:
-            self._disown(owned)
-
-    def _disown(self, owned: OwnedHive) -> None:
-        """Forget a hive, unless another one has taken its place while the node was asked."""
-        if self._owned.get(owned.node.node_name) == owned:
-            del self._owned[owned.node.node_name]
-
-    def _note_owner(self, node: Node, health: HiveHealth) -> None:
-        if health.owner == self._identity and health.pid is not None:
-            known = self._owned.get(node.node_name)
-            if known is None or known.pid != health.pid:
-                self._owned[node.node_name] = OwnedHive(node, health.pid)
-        elif health.owner != self._identity:
-            self._owned.pop(node.node_name, None)
-
     def _look_up(self, node: Node) -> None:
         try:
-            if self.look(node, _LOOKUP_TIMEOUT_S) is not None and node.node_name in self._owned:
-                self._renew(self._owned[node.node_name])
+            if self.look(node, _LOOKUP_TIMEOUT_S) is not None:
+                self.owned.renew(node.node_name)
         except RbeeError as error:
             self._log.info("hive_lookup_failed", message=error.message, node=node.node_name)
-
-    def _renew(self, owned: OwnedHive) -> None:
-        node = owned.node
-        try:
-            self.peers.hive(node).renew_lease(self._identity, self._timing.lease_ttl_s)
-        except LeaseHeld as error:
-            self._disown(owned)
-            self._log.warning("lease_lost", message=error.message, node=node.node_name)
-        except TransportFailure as failure:
-            self._log.warning("lease_renewal_failed", message=failure.reason, node=node.node_name)
-            if failure.kind == "refused":
-                self._drop_if_gone(owned)
-        except RbeeError as error:
-            self._log.warning("lease_renewal_failed", message=error.message, node=node.node_name)
-
-    def _drop_if_gone(self, owned: OwnedHive) -> None:
-        try:
-            is_gone = self.launcher_for(owned.node).wait_gone(owned.node, owned.pid, 0.0)
-        except RbeeError as error:
-            self._log.info("hive_lookup_failed", message=error.message, node=owned.node.node_name)
-            return
-        if is_gone:
-            self._disown(owned)
-            self._log.warning("hive_gone", message="an owned hive has ended", node=owned.node.node_name)

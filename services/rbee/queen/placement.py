@@ -1,13 +1,66 @@
-"""Which worker serves a request: the choice among those that exist, as a pure function."""
+"""Which worker, and which node, serves a request: pure functions over what was found."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from rbee.core.errors import BackendUnavailable, MemoryExhausted, RbeeError, ServiceUnavailable
 from rbee.core.lifecycle import WorkerState
-from rbee.queen.ports import WorkerRecord
+from rbee.queen.ports import Capabilities, WorkerRecord
 
 _PREFERENCE = (WorkerState.IDLE, WorkerState.LOADING, WorkerState.BUSY)
+_MIB = 1024 * 1024
+_IDLE, _LOADING, _HAS_MODEL, _FITS, _BUSY = range(5)
+"""Best first: a worker that can start at once, one that soon can, no download, a download, a queue."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a task needs of a node; ``size_bytes`` of the model file is None while nobody knows it."""
+
+    model_ref: str
+    backend: str | None = None
+    device: int | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A node as it was found a moment ago; ``problem`` says why it could not be asked."""
+
+    node_name: str
+    problem: str | None = None
+    workers: Sequence[WorkerRecord] = ()
+    capabilities: Capabilities | None = None
+    model_sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of the models that the node has, by reference."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a node can serve the task, and why or why not; amounts in MB, None where they do not matter."""
+
+    node_name: str
+    fits: bool
+    reason: str
+    rank: int = _FITS
+    device: str | None = None
+    required_mb: int | None = None
+    available_mb: int | None = None
+    refusal: RbeeError | None = None
+
+    def listed(self) -> dict[str, Any]:
+        """The verdict as a plan shows it."""
+        return {
+            "node": self.node_name,
+            "fits": self.fits,
+            "reason": self.reason,
+            "device": self.device,
+            "required_mb": self.required_mb,
+            "available_mb": self.available_mb,
+        }
 
 
 def choose_worker(
@@ -32,3 +85,94 @@ def choose_worker(
         and worker.worker_id not in excluded
     ]
     return min(matching, key=lambda worker: _PREFERENCE.index(worker.state), default=None)
+
+
+def known_size(views: Iterable[NodeView], model_ref: str) -> int | None:
+    """The size of the model file, if any node has it."""
+    return next((v.model_sizes[model_ref] for v in views if model_ref in v.model_sizes), None)
+
+
+def judge(view: NodeView, wanted: Wanted) -> Verdict:
+    """Whether the node can serve, with the first reason against it, in numbers."""
+    if view.problem is not None:
+        return Verdict(view.node_name, False, view.problem)
+    worker = choose_worker(view.workers, wanted.model_ref, wanted.backend, wanted.device)
+    if worker is not None:
+        rank, text = {
+            WorkerState.IDLE: (_IDLE, "an idle worker has the model"),
+            WorkerState.LOADING: (_LOADING, "a worker is loading the model"),
+        }.get(worker.state, (_BUSY, "its worker with the model is busy"))
+        return Verdict(view.node_name, True, text, rank, f"{worker.backend}:{worker.device}")
+    if view.capabilities is None:
+        return Verdict(view.node_name, False, "its devices are not known")
+    return _judge_devices(view, view.capabilities, wanted)
+
+
+def choose_node(verdicts: Sequence[Verdict]) -> Verdict:
+    """The best of the nodes that fit; among equals the one with most free memory, then the first.
+
+    Raises:
+        MemoryExhausted, BackendUnavailable: what keeps the node that came closest from it.
+        ServiceUnavailable: no node fits, for reasons of which none is the task's.
+    """
+    fitting = [verdict for verdict in verdicts if verdict.fits]
+    if fitting:
+        return min(fitting, key=_order)
+    refusals = [verdict.refusal for verdict in verdicts]
+    memory = [error for error in refusals if isinstance(error, MemoryExhausted)]
+    if memory:
+        raise max(memory, key=lambda error: int(error.details["available"]))
+    missing = [error for error in refusals if isinstance(error, BackendUnavailable)]
+    if missing:
+        offered = sorted({backend for error in missing for backend in error.details["available"]})
+        raise BackendUnavailable(missing[0].details["requested"], offered)
+    other = next((error for error in refusals if error is not None), None)
+    if other is not None:
+        raise other
+    told = "; ".join(f"{verdict.node_name}: {verdict.reason}" for verdict in verdicts)
+    raise ServiceUnavailable(f"No node can take this task: {told}")
+
+
+def _order(verdict: Verdict) -> tuple[int, bool, int]:
+    on_cpu = verdict.device is None or verdict.device.startswith("cpu")
+    return verdict.rank, on_cpu, -(verdict.available_mb or 0)
+
+
+def _judge_devices(view: NodeView, found: Capabilities, wanted: Wanted) -> Verdict:
+    name = view.node_name
+    backend = wanted.backend or ("cuda" if "cuda" in found.backends else "cpu")
+    if backend not in found.backends:
+        offered = ", ".join(found.backends) or "none"
+        refused = BackendUnavailable(backend, list(found.backends))
+        return Verdict(name, False, f"no backend {backend}, only {offered}", refusal=refused)
+    free = found.free_mb(backend)
+    if wanted.device is not None and wanted.device not in free:
+        count = len(free)
+        return Verdict(name, False, f"no device {backend}:{wanted.device}, it has {count} of {backend}")
+    device = wanted.device if wanted.device is not None else max(free, key=lambda i: (free[i], -i), default=0)
+    label = f"{backend}:{device}"
+    size = wanted.size_bytes
+    required = None if size is None else -(-size * 12 // (10 * _MIB))
+    resources = [("ram", found.ram_available_mb)]
+    if backend != "cpu":
+        resources.append(("vram", free.get(device, 0)))
+    for resource, available in resources:
+        if required is not None and required > available:
+            return Verdict(
+                name,
+                False,
+                f"{resource.upper()} {required} MB required, {available} MB available",
+                device=label,
+                required_mb=required,
+                available_mb=available,
+                refusal=MemoryExhausted(required, available, resource),
+            )
+    has_model = wanted.model_ref in view.model_sizes
+    if not has_model and size is not None and size > found.disk_available_mb * _MIB:
+        need = -(-size // _MIB)
+        return Verdict(name, False, f"disk {need} MB required, {found.disk_available_mb} MB available")
+    available = resources[-1][1]
+    memory = f"{available} MB free" if required is None else f"{required} MB of {available} MB free"
+    reason = f"fits on {label}, {memory}" + (", has the model" if has_model else "")
+    rank = _HAS_MODEL if has_model else _FITS
+    return Verdict(name, True, reason, rank, label, required, available)

@@ -55,6 +55,23 @@ class Download:
     local_path: str | None
 
 
+@dataclass(frozen=True)
+class Capabilities:
+    """What a node has and what of it is free now; memory and disk in MB."""
+
+    backends: Sequence[str]
+    devices: Mapping[str, int]
+    ram_available_mb: int
+    vram_available_mb: Mapping[int, int]
+    disk_available_mb: int
+
+    def free_mb(self, backend: str) -> dict[int, int]:
+        """Free memory by device index."""
+        if backend == "cpu":
+            return dict.fromkeys(range(self.devices.get(backend, 1)), self.ram_available_mb)
+        return {index: self.vram_available_mb.get(index, 0) for index in range(self.devices.get(backend, 0))}
+
+
 class Events(AbstractContextManager["Events"], Protocol):
     """An open event stream."""
 
@@ -88,6 +105,8 @@ class HiveApi(Protocol):
     def download(self, model_ref: str) -> Download: ...
 
     def download_progress(self, download_id: str) -> Events: ...
+
+    def capabilities(self) -> Capabilities: ...
 
     def models(self) -> list[dict[str, Any]]: ...
 
@@ -147,6 +166,13 @@ class HiveLauncher(Protocol):
 
     def failure(self, node: Node) -> str | None:
         """Why the hive started last has ended, or None while it runs (or nothing is known)."""
+
+    def detect(self, node: Node) -> Capabilities:
+        """What the node has, found out without a hive.
+
+        Raises:
+            HiveStartFailed, SshConnectionFailed, BadHiveResponse
+        """
 
     def signal(self, node: Node, pid: int, number: int) -> None:
         """Deliver a signal; a process that is gone is no error.

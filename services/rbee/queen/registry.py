@@ -109,7 +109,7 @@ class Nodes:
 
     def all(self) -> list[Node]:
         """Localhost, then the registered nodes in order of insertion."""
-        if self._opened is None and not self._any_registered():
+        if not self._any_registered():
             return [self._local]
         return [self._local, *self.store.all()]
 

@@ -18,7 +18,8 @@ from rbee.core.errors import RbeeError
 from rbee.core.logs import get_logger
 from rbee.core.settings import Timing
 from rbee.queen.app import Queen
-from rbee.queen.fleet import Fleet, OwnedHive
+from rbee.queen.fleet import Fleet
+from rbee.queen.ownership import OwnedHive
 
 _POLL_S = 0.05
 _PARENT_POLL_S = 0.5
@@ -54,7 +55,7 @@ class QueenService:
 
     def listening(self) -> None:
         """Start the background work."""
-        work: list[Callable[[], None]] = [self._queen.fleet.keep_leases]
+        work: list[Callable[[], None]] = [self._queen.fleet.owned.keep_leases]
         if self._keeper_pid is None:
             work.append(self._resume)
         else:

@@ -26,13 +26,17 @@ class Script:
     """What the pair does."""
 
     host: str = "127.0.0.1"
-    host: str = "127.0.0.1"
     port: int = 0
     version: str = "0.1.0"
     owner: str = "operator"
     service: str = "rbee-hive"
     api_key: str | None = None
     broken_json: bool = False
+    ram_mb: int = 8000
+    vram_mb: list[int] = field(default_factory=list)
+    """Free memory of each CUDA device."""
+    catalog: dict[str, int] = field(default_factory=dict)
+    """Sizes in bytes of the models it has, by reference."""
     models: list[str] = field(default_factory=list)
     """Models the worker is listed with before any spawn; at most one is used."""
     state: str = "idle"
@@ -162,7 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
             pair.worker_model = None
             self._json(202, {"message": "ending"})
         elif path == "/v1/models":
-            self._json(200, {"models": []})
+            models = [{"model_ref": ref, "size_bytes": size} for ref, size in script.catalog.items()]
+            self._json(200, {"models": models})
+        elif path == "/v1/capabilities":
+            self._json(200, self._capabilities())
         elif path == "/v1/logs":
             self._events([(None, {"source": "rbee-hive", "line": "first"}), (None, DONE)])
         else:
@@ -178,6 +185,19 @@ class _Handler(BaseHTTPRequestHandler):
             "node": "scripted",
             "owner": script.owner,
             "pid": os.getpid(),
+        }
+
+    def _capabilities(self) -> dict[str, Any]:
+        script = self.pair.script
+        cuda = [{"device": i, "total_mb": mb, "available_mb": mb} for i, mb in enumerate(script.vram_mb)]
+        return {
+            "node": "scripted",
+            "backends": ["cuda", "cpu"] if cuda else ["cpu"],
+            "devices": {"cuda": len(cuda), "cpu": 1} if cuda else {"cpu": 1},
+            "ram_total_mb": script.ram_mb,
+            "ram_available_mb": script.ram_mb,
+            "vram": cuda,
+            "disk_available_mb": 100_000,
         }
 
     def _spawn(self, body: dict[str, Any]) -> None:

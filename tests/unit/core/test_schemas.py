@@ -24,7 +24,7 @@ def test_a_task_has_the_documented_defaults() -> None:
         "repetition_penalty": 1.0,
         "seed": None,
         "stop": [],
-        "node": "localhost",
+        "node": None,
         "model": None,
         "backend": None,
         "device": None,

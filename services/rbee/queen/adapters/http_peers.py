@@ -9,7 +9,9 @@ from typing import Any
 from rbee.core.client import EventStream, ServiceClient, TransportFailure
 from rbee.core.errors import BadHiveResponse, InvalidApiKey, MissingApiKey, RelayedError
 from rbee.core.lifecycle import WorkerState
+from rbee.queen.adapters.hive_answers import read_capabilities, read_url, read_worker
 from rbee.queen.ports import (
+    Capabilities,
     Download,
     HiveHealth,
     NotAHive,
@@ -106,7 +108,7 @@ class HiveHttp:
     def workers(self, timeout_s: float | None = None) -> list[WorkerRecord]:
         with self._readable():
             body = self._client.get("/v1/workers/list", timeout_s=timeout_s)
-            return [_worker_record(entry) for entry in body["workers"]]
+            return [read_worker(entry) for entry in body["workers"]]
 
     def spawn(self, model_ref: str, backend: str | None, device: int | None) -> WorkerAccess:
         body = {"model_ref": model_ref, "backend": backend, "device": device}
@@ -120,7 +122,7 @@ class HiveHttp:
             answer = self._client.post("/v1/workers/spawn", body, timeout_s=_SPAWN_TIMEOUT_S)
             key = answer["api_key"]
             return WorkerAccess(
-                str(answer["worker_id"]), _http_url(answer["url"]), None if key is None else str(key)
+                str(answer["worker_id"]), read_url(answer["url"]), None if key is None else str(key)
             )
 
     def narration(self, worker_id: str) -> EventStream:
@@ -138,6 +140,10 @@ class HiveHttp:
 
     def download_progress(self, download_id: str) -> EventStream:
         return self._stream("/v1/models/download/progress", {"id": download_id})
+
+    def capabilities(self) -> Capabilities:
+        with self._readable():
+            return read_capabilities(self._client.get("/v1/capabilities"))
 
     def models(self) -> list[dict[str, Any]]:
         with self._readable():
@@ -217,22 +223,3 @@ class WorkerHttp:
 def bracketed(host: str) -> str:
     """A host as it stands in a URL."""
     return f"[{host}]" if ":" in host else host
-
-
-def _worker_record(entry: Mapping[str, Any]) -> WorkerRecord:
-    return WorkerRecord(
-        worker_id=str(entry["id"]),
-        url=_http_url(entry["url"]),
-        model_ref=str(entry["model_ref"]),
-        backend=str(entry["backend"]),
-        device=int(entry["device"]),
-        state=WorkerState(entry["state"]),
-        slots_total=int(entry["slots_total"]),
-        slots_available=int(entry["slots_available"]),
-    )
-
-
-def _http_url(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("http://"):
-        raise ValueError("not an http URL")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -16,12 +17,14 @@ import gevent
 import psutil
 from gevent.event import Event
 
-from rbee.core.errors import HiveStartFailed
-from rbee.queen.ports import HiveProcess
+from rbee.core.errors import BadHiveResponse, HiveStartFailed
+from rbee.queen.adapters.hive_answers import read_capabilities
+from rbee.queen.ports import Capabilities, HiveProcess
 from rbee.queen.registry import Node
 
 _LINES_KEPT = 20
 _GONE_POLL_S = 0.05
+_DETECT_TIMEOUT_S = 30.0
 
 
 class LocalHive:
@@ -76,6 +79,23 @@ class LocalHive:
         told = next((line for line in reversed(self._lines) if line.startswith("Error:")), None)
         told = told or (self._lines[-1] if self._lines else "no output")
         return f"it exited with status {self._process.returncode}: {told.removeprefix('Error:').strip()}"
+
+    def detect(self, node: Node) -> Capabilities:
+        argv = [*hive_command(), "detect", *(["--config", self._config] if self._config else [])]
+        try:
+            done = subprocess.run(
+                argv,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_DETECT_TIMEOUT_S,
+                check=True,
+            )
+            return read_capabilities(json.loads(done.stdout))
+        except (OSError, subprocess.SubprocessError) as error:
+            raise HiveStartFailed(node.ssh_host, f"rbee-hive detect: {type(error).__name__}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadHiveResponse(node.ssh_host) from error
 
     def signal(self, node: Node, pid: int, number: int) -> None:  # noqa: ARG002
         if not self._is_gone(pid):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import gevent
 
-from rbee.core.errors import HiveStartFailed, SshConnectionFailed
+from rbee.core.errors import BadHiveResponse, HiveStartFailed, SshConnectionFailed
+from rbee.queen.adapters.hive_answers import read_capabilities
 from rbee.queen.adapters.ssh_failures import SshReason, login_failed
-from rbee.queen.ports import Completed, HiveProcess, NodeTransport
+from rbee.queen.ports import Capabilities, Completed, HiveProcess, NodeTransport
 from rbee.queen.registry import Node
 
 _COMMAND_TIMEOUT_S = 30.0
@@ -35,6 +38,15 @@ umask 077; mkdir -p "$logs"
 if command -v setsid >/dev/null; then set -- setsid "$program" "$@"; else set -- nohup "$program" "$@"; fi
 "$@" </dev/null >"$logs/rbee-hive.start.log" 2>&1 &
 echo $!
+"""
+
+# Arguments: the program, whether PATH is searched, and what to run it with.
+_RUN = """
+program=$1 search=$2; shift 2
+if [ ! -x "$program" ]; then
+  [ "$search" = yes ] && program=$(command -v rbee-hive) || exit 127
+fi
+exec "$program" "$@"
 """
 
 # Arguments: the pid. Succeeds while it is a live process.
@@ -82,15 +94,11 @@ class RemoteHive:
         self._started: dict[str, int] = {}
 
     def start(self, node: Node, port: int) -> HiveProcess:
-        program = self._program or f"{node.install_path}/current/bin/rbee-hive"
-        search = "no" if self._program else "yes"
+        program, search = self._program_of(node)
         address = self._transport.address(node)
         hive = ["daemon", "--port", str(port), "--owner", self._identity, "--worker-host", address]
         done = self._script(node, _START, program, search, *hive)
-        if done.exit_code == _NOT_FOUND:
-            raise HiveStartFailed(node.ssh_host, f"{program}: {SshReason.NOT_FOUND.lower()}")
-        if done.exit_code != 0:
-            raise HiveStartFailed(node.ssh_host, _last_line(done) or f"exit status {done.exit_code}")
+        _refuse_failed(node, program, done)
         told = done.stdout.split()
         pid = int(told[-1]) if told and told[-1].isdigit() else 0
         if pid > 1:
@@ -111,6 +119,21 @@ class RemoteHive:
         if done.exit_code == 0:
             return None
         return f"it ended: {_last_line(done).removeprefix('Error:').strip() or 'no output'}"
+
+    def detect(self, node: Node) -> Capabilities:
+        program, search = self._program_of(node)
+        done = self._script(node, _RUN, program, search, "detect")
+        _refuse_failed(node, program, done)
+        try:
+            return read_capabilities(json.loads(done.stdout))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadHiveResponse(node.ssh_host) from error
+
+    def _program_of(self, node: Node) -> tuple[str, str]:
+        """The hive program, and whether another one in PATH will do."""
+        if self._program is not None:
+            return self._program, "no"
+        return f"{node.install_path}/current/bin/rbee-hive", "yes"
 
     def signal(self, node: Node, pid: int, number: int) -> None:
         self._script(node, _SIGNAL, str(pid), _SIGNAL_NAMES.get(number, str(number)))
@@ -139,6 +162,13 @@ class TransportLogin:
             raise login_failed(node, SshReason.NOT_FOUND)
         if done.exit_code != 0 or done.stdout.strip() != "connection test":
             raise login_failed(node, SshReason.FAILED)
+
+
+def _refuse_failed(node: Node, program: str, done: Completed) -> None:
+    if done.exit_code == _NOT_FOUND:
+        raise HiveStartFailed(node.ssh_host, f"{program}: {SshReason.NOT_FOUND.lower()}")
+    if done.exit_code != 0:
+        raise HiveStartFailed(node.ssh_host, _last_line(done) or f"exit status {done.exit_code}")
 
 
 def _last_line(done: Completed) -> str:

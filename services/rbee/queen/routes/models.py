@@ -9,7 +9,8 @@ import flask
 from rbee.core.events import encode_event
 from rbee.core.schemas import NodeModelBody, PullRequest
 from rbee.queen.fleet import silently
-from rbee.queen.inference import ACTOR, provide_model
+from rbee.queen.inference import ACTOR
+from rbee.queen.readiness import provide_model
 from rbee.queen.relay import hive_answers
 from rbee.web.app import read_body
 from rbee.web.sse import Emitter

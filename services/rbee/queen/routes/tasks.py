@@ -55,7 +55,7 @@ def _accept(queen: Queen, body: TaskRequest) -> Task:
         raise VersionMismatch(version[:64], queen_version=queen.version)
     return Task(
         request_id=str(uuid.uuid4()),
-        node=queen.nodes.find(body.node),
+        node=None if body.node is None else queen.nodes.find(body.node),
         model_ref=body.model or queen.settings.models.default,
         request=body,
         client_version=version,

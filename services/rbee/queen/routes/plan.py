@@ -1,0 +1,35 @@
+"""Where a task would go, and what speaks against each of the other nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import flask
+
+from rbee.core.errors import RbeeError
+from rbee.core.schemas import PlanRequest
+from rbee.queen.placement import Wanted, choose_node
+from rbee.queen.scheduling import plan
+from rbee.web.app import read_body
+
+if TYPE_CHECKING:
+    from rbee.queen.app import Queen
+
+
+def blueprint(queen: Queen) -> flask.Blueprint:
+    """``POST /v2/plan``."""
+    routes = flask.Blueprint("plan", __name__)
+
+    @routes.post("/v2/plan")
+    def show() -> dict[str, Any]:
+        body = read_body(PlanRequest)
+        model = body.model or queen.settings.models.default
+        verdicts = plan(queen.fleet, Wanted(model, body.backend, body.device))
+        chosen: str | None
+        try:
+            chosen = choose_node(verdicts).node_name
+        except RbeeError:
+            chosen = None
+        return {"model": model, "node": chosen, "nodes": [verdict.listed() for verdict in verdicts]}
+
+    return routes

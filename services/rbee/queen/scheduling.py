@@ -1,0 +1,71 @@
+"""Placing a task: look at every node at once, judge each, choose one and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import gevent
+
+from rbee.core.client import TransportFailure
+from rbee.core.errors import RbeeError
+from rbee.queen.fleet import Fleet
+from rbee.queen.greenlets import spawn
+from rbee.queen.placement import NodeView, Verdict, Wanted, choose_node, judge, known_size
+from rbee.queen.registry import Node
+from rbee.queen.survey import LIST_TIMEOUT_S
+
+
+def plan(fleet: Fleet, wanted: Wanted) -> list[Verdict]:
+    """A verdict for every node, in the order of the registry; starts no hive."""
+    views = _views(fleet, fleet.nodes.all(), lambda _view: False)
+    return _judge_all(views, wanted)
+
+
+def place(fleet: Fleet, wanted: Wanted) -> tuple[Node, str]:
+    """The node that serves the task best, and why; the only one there is where no other is registered.
+
+    Raises:
+        what ``choose_node`` raises when none fits.
+    """
+    nodes = fleet.nodes.all()
+    if len(nodes) == 1:
+        return nodes[0], "it is the only node"
+
+    def is_enough(view: NodeView) -> bool:
+        return judge(view, wanted).rank == 0
+
+    chosen = choose_node(_judge_all(_views(fleet, nodes, is_enough), wanted))
+    return fleet.nodes.find(chosen.node_name), chosen.reason
+
+
+def _judge_all(views: list[NodeView], wanted: Wanted) -> list[Verdict]:
+    wanted = replace(wanted, size_bytes=known_size(views, wanted.model_ref))
+    return [judge(view, wanted) for view in views]
+
+
+def _views(fleet: Fleet, nodes: list[Node], is_enough: Callable[[NodeView], bool]) -> list[NodeView]:
+    """All nodes, asked in parallel, or those that had answered when one was good enough."""
+    asked = [spawn(_view, fleet, node) for node in nodes]
+    for answered in gevent.iwait(asked):
+        if is_enough(answered.get()):
+            break
+    views = [answer.get() for answer in asked if answer.ready()]
+    gevent.killall([answer for answer in asked if not answer.ready()], block=False)
+    return views
+
+
+def _view(fleet: Fleet, node: Node) -> NodeView:
+    try:
+        hive = fleet.look(node, LIST_TIMEOUT_S)
+        if hive is None:
+            return NodeView(node.node_name, capabilities=fleet.launcher_for(node).detect(node))
+        workers = hive.workers(LIST_TIMEOUT_S)
+        sizes = {str(m["model_ref"]): int(m["size_bytes"]) for m in hive.models()}
+        return NodeView(node.node_name, workers=workers, capabilities=hive.capabilities(), model_sizes=sizes)
+    except RbeeError as error:
+        return NodeView(node.node_name, problem=error.message)
+    except TransportFailure as failure:
+        return NodeView(node.node_name, problem=failure.reason)
+    except (KeyError, TypeError, ValueError):
+        return NodeView(node.node_name, problem="unreadable answer of its hive")

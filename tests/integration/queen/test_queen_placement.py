@@ -1,0 +1,149 @@
+"""Tasks without a node in a fleet of several: placed by what the hives say, with the reason told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from support.queens import QueenUnderTest, start_queen
+from support.scripted import ScriptedHive, free_port, run_task
+
+MODEL = "file:/models/m.gguf"
+SIZE = 5000 * 1024 * 1024
+
+
+@pytest.fixture
+def queen(tmp_path: Path) -> Iterator[QueenUnderTest]:
+    running = start_queen(tmp_path, env={"MOCK_SSH": "1"})
+    with running.daemon:
+        yield running
+
+
+@pytest.fixture
+def node(queen: QueenUnderTest, tmp_path: Path) -> Iterator[Callable[..., ScriptedHive]]:
+    """Registers a node and runs a scripted hive there."""
+    peers: list[ScriptedHive] = []
+
+    def start(name: str, **script: Any) -> ScriptedHive:
+        port = queen.hive_port if name == "localhost" else 0
+        peer = ScriptedHive(tmp_path, port=port, **script)
+        peers.append(peer)
+        if name != "localhost":
+            register(queen, name, peer.port)
+        return peer
+
+    yield start
+    for peer in peers:
+        peer.__exit__()
+
+
+def register(queen: QueenUnderTest, name: str, port: int, host: str = "near.example") -> None:
+    body = {"node_name": name, "ssh_host": host, "ssh_user": "u", "install_path": "/srv/none"}
+    answer = requests.post(
+        f"{queen.url}/v2/registry/beehives/add", json={**body, "hive_port": port}, timeout=10
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def plan(queen: QueenUnderTest, **body: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = requests.post(
+        f"{queen.url}/v2/plan", json={"model": MODEL, **body}, timeout=30
+    ).json()
+    return answer
+
+
+def test_the_idle_worker_of_another_node_is_found_and_the_reason_is_told(queen, node) -> None:
+    node("localhost", catalog={MODEL: SIZE})
+    node("workstation", models=[MODEL])
+    answer = run_task(queen.url, {"prompt": "hi", "model": MODEL})
+    assert answer.named("started")[0]["node"] == "workstation"
+    assert answer.narrated("preflight") == ["Placed on workstation: an idle worker has the model"]
+    assert answer.terminal["done"] is True
+
+
+def test_a_named_node_is_used_whatever_else_there_is(queen, node) -> None:
+    node("localhost")
+    node("workstation", models=[MODEL])
+    answer = run_task(queen.url, {"prompt": "hi", "model": MODEL, "node": "localhost"})
+    assert answer.named("started")[0]["node"] == "localhost"
+
+
+def test_a_new_worker_goes_where_the_model_fits_best(queen, node) -> None:
+    node("localhost", ram_mb=7000, catalog={"file:/other.gguf": 1})
+    node("workstation", vram_mb=[6500, 24_000], ram_mb=64_000)
+    node("small", ram_mb=4000)
+    answer = run_task(queen.url, {"prompt": "hi", "model": MODEL})
+    assert answer.named("started")[0]["node"] == "workstation"
+    assert answer.narrated("preflight")[0] == "Placed on workstation: fits on cuda:1, 24000 MB free"
+
+
+def test_a_node_that_is_down_does_not_keep_the_task(queen, node) -> None:
+    node("localhost", models=[MODEL])
+    dead = node("gone", models=[MODEL])
+    dead.__exit__()
+    answer = run_task(queen.url, {"prompt": "hi", "model": MODEL})
+    assert answer.named("started")[0]["node"] == "localhost"
+
+
+def test_a_plan_gives_a_verdict_for_every_node_in_numbers_and_starts_nothing(queen, node) -> None:
+    stocked = node("localhost", ram_mb=7000, catalog={MODEL: SIZE})
+    node("small", ram_mb=4000)
+    node("workstation", vram_mb=[24_000], ram_mb=64_000)
+    planned = plan(queen)
+    assert planned == {
+        "model": MODEL,
+        "node": "localhost",
+        "nodes": [
+            {
+                "node": "localhost",
+                "fits": True,
+                "reason": "fits on cpu:0, 6000 MB of 7000 MB free, has the model",
+                "device": "cpu:0",
+                "required_mb": 6000,
+                "available_mb": 7000,
+            },
+            {
+                "node": "small",
+                "fits": False,
+                "reason": "RAM 6000 MB required, 4000 MB available",
+                "device": "cpu:0",
+                "required_mb": 6000,
+                "available_mb": 4000,
+            },
+            {
+                "node": "workstation",
+                "fits": True,
+                "reason": "fits on cuda:0, 6000 MB of 24000 MB free",
+                "device": "cuda:0",
+                "required_mb": 6000,
+                "available_mb": 24_000,
+            },
+        ],
+    }
+    assert not stocked.requests("/spawn")
+    assert plan(queen, backend="metal")["node"] is None
+
+
+def test_a_node_without_a_running_hive_is_asked_through_its_shell(queen, node) -> None:
+    node("workstation", ram_mb=10)
+    port = free_port()
+    register(queen, "asleep", port)
+    verdicts = {v["node"]: v for v in plan(queen)["nodes"]}
+    # The transport runs the command on this very machine, which has a CPU and memory.
+    assert verdicts["asleep"]["fits"] is True
+    assert verdicts["asleep"]["device"] == "cpu:0"
+    assert verdicts["asleep"]["available_mb"] > 100
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://127.0.0.1:{port}/v1/health", timeout=5)
+
+
+def test_a_task_that_fits_nowhere_ends_with_the_numbers(queen, node) -> None:
+    node("localhost", ram_mb=2000, catalog={MODEL: SIZE})
+    node("small", ram_mb=4000)
+    error = run_task(queen.url, {"prompt": "hi", "model": MODEL}).error
+    assert error["code"] == "VRAM_EXHAUSTED"
+    assert error["details"] == {"required": 6000, "available": 4000, "resource": "ram"}

@@ -1,0 +1,132 @@
+"""Where a task goes when several nodes could take it."""
+
+from __future__ import annotations
+
+import pytest
+
+from rbee.core.errors import BackendUnavailable, MemoryExhausted, ServiceUnavailable
+from rbee.core.lifecycle import WorkerState
+from rbee.queen.placement import NodeView, Wanted, choose_node, judge, known_size
+from rbee.queen.ports import Capabilities, WorkerRecord
+
+MODEL = "hf:ORG/REPO"
+MIB = 1024 * 1024
+WANTED = Wanted(MODEL, size_bytes=5000 * MIB)
+
+
+def has(state: str) -> list[WorkerRecord]:
+    return [WorkerRecord("w-1", "http://n:8001", MODEL, "cpu", 0, WorkerState(state), 1, 0)]
+
+
+def cpu(ram_mb: int, disk_mb: int = 100_000) -> Capabilities:
+    return Capabilities(["cpu"], {"cpu": 1}, ram_mb, {}, disk_mb)
+
+
+def cuda(*vram_mb: int, ram_mb: int = 64_000) -> Capabilities:
+    devices = {"cuda": len(vram_mb), "cpu": 1}
+    return Capabilities(["cuda", "cpu"], devices, ram_mb, dict(enumerate(vram_mb)), 100_000)
+
+
+def place(*views: NodeView, wanted: Wanted = WANTED) -> str:
+    return choose_node([judge(view, wanted) for view in views]).node_name
+
+
+def test_an_idle_worker_beats_everything() -> None:
+    idle = NodeView("idle", workers=has("idle"))
+    assert (
+        place(NodeView("big", capabilities=cuda(80_000)), idle, NodeView("l", workers=has("loading")))
+        == "idle"
+    )
+
+
+def test_a_loading_worker_beats_a_new_one() -> None:
+    assert place(NodeView("big", capabilities=cuda(80_000)), NodeView("l", workers=has("loading"))) == "l"
+
+
+def test_a_node_that_has_the_model_beats_one_that_must_download_it() -> None:
+    stocked = NodeView("stocked", capabilities=cpu(8000), model_sizes={MODEL: 5000 * MIB})
+    assert place(NodeView("bigger", capabilities=cpu(64_000)), stocked) == "stocked"
+
+
+def test_a_gpu_beats_a_cpu_and_more_memory_beats_less() -> None:
+    views = [NodeView("cpu", capabilities=cpu(128_000)), NodeView("small", capabilities=cuda(8000))]
+    assert place(*views) == "small"
+    assert place(*views, NodeView("large", capabilities=cuda(6000, 24_000))) == "large"
+
+
+def test_among_equals_the_first_of_the_registry_is_taken() -> None:
+    assert (
+        place(NodeView("localhost", capabilities=cpu(9000)), NodeView("b", capabilities=cpu(9000)))
+        == "localhost"
+    )
+
+
+def test_a_busy_worker_is_the_last_resort() -> None:
+    busy = NodeView("busy", workers=has("busy"), capabilities=cpu(9000))
+    assert place(busy, NodeView("free", capabilities=cpu(9000))) == "free"
+    assert place(busy, NodeView("small", capabilities=cpu(100))) == "busy"
+
+
+def test_the_verdict_names_device_and_numbers() -> None:
+    verdict = judge(NodeView("n", capabilities=cuda(4000, 8000)), WANTED)
+    assert verdict.listed() == {
+        "node": "n",
+        "fits": True,
+        "reason": "fits on cuda:1, 6000 MB of 8000 MB free",
+        "device": "cuda:1",
+        "required_mb": 6000,
+        "available_mb": 8000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("view", "reason"),
+    [
+        (NodeView("n", problem="Cannot connect to n:9200"), "Cannot connect to n:9200"),
+        (NodeView("n"), "its devices are not known"),
+        (NodeView("n", capabilities=cpu(4000)), "RAM 6000 MB required, 4000 MB available"),
+        (NodeView("n", capabilities=cuda(4000)), "VRAM 6000 MB required, 4000 MB available"),
+        (NodeView("n", capabilities=cuda(80_000, ram_mb=500)), "RAM 6000 MB required, 500 MB available"),
+        (NodeView("n", capabilities=cpu(8000, 100)), "disk 5000 MB required, 100 MB available"),
+    ],
+)
+def test_the_first_reason_against_a_node_is_told_in_numbers(view: NodeView, reason: str) -> None:
+    verdict = judge(view, WANTED)
+    assert (verdict.fits, verdict.reason) == (False, reason)
+
+
+def test_backend_and_device_are_never_exchanged_for_others() -> None:
+    view = NodeView("n", capabilities=cpu(64_000))
+    assert judge(view, Wanted(MODEL, "cuda")).reason == "no backend cuda, only cpu"
+    two = NodeView("n", capabilities=cuda(8000, 8000))
+    assert judge(two, Wanted(MODEL, "cuda", 2)).reason == "no device cuda:2, it has 2 of cuda"
+    assert judge(two, Wanted(MODEL, "cpu")).device == "cpu:0"
+
+
+def test_an_unknown_size_does_not_keep_a_node_out() -> None:
+    verdict = judge(NodeView("n", capabilities=cpu(10)), Wanted(MODEL))
+    assert (verdict.fits, verdict.reason) == (True, "fits on cpu:0, 10 MB free")
+
+
+def test_the_size_is_learned_from_any_node_that_has_the_model() -> None:
+    views = [NodeView("a"), NodeView("b", model_sizes={MODEL: 7})]
+    assert known_size(views, MODEL) == 7
+    assert known_size(views, "hf:OTHER/REPO") is None
+
+
+def test_when_memory_keeps_every_node_out_the_largest_one_is_named() -> None:
+    views = [NodeView(n, capabilities=cpu(mb)) for n, mb in (("a", 100), ("b", 4000))]
+    with pytest.raises(MemoryExhausted) as caught:
+        place(*views, NodeView("c", problem="down"))
+    assert caught.value.details == {"required": 6000, "available": 4000, "resource": "ram"}
+
+
+def test_when_no_node_has_the_backend_the_offered_ones_are_named() -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        place(NodeView("a", capabilities=cpu(1)), wanted=Wanted(MODEL, "metal"))
+    assert caught.value.details == {"requested": "metal", "available": ["cpu"]}
+
+
+def test_when_no_node_answers_each_is_named_with_its_reason() -> None:
+    with pytest.raises(ServiceUnavailable, match="a: down; b: its devices are not known"):
+        place(NodeView("a", problem="down"), NodeView("b"))
