@@ -1,4 +1,4 @@
-"""The supervising parts of a hive over fakes, put together as in ``rbee.hive.app``, with short times."""
+"""The supervising parts of a hive over fakes, put together as in ``rbee.hive.service``, with short times."""
 
 from __future__ import annotations
 

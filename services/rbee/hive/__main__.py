@@ -14,7 +14,7 @@ from rbee import __version__
 
 if TYPE_CHECKING:
     from rbee.core.settings import Settings
-    from rbee.hive.app import Hive
+    from rbee.hive.service import Hive
     from rbee.web.server import Serving
 
 PROGRAM = "rbee-hive"
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(_Start(settings, key, environ, options.owner, database), host, port)
     from rbee.hive.commands import run_command
 
-    return run_command(options.command, settings, key, host, port, database)
+    return run_command(options.command, settings, key, environ, host, port, database)
 
 
 def _serve(start: _Start, host: str, port: int) -> int:
@@ -127,13 +127,14 @@ class _Start:
         from rbee.hive.adapters.queen_notice import HttpQueenNotice
         from rbee.hive.adapters.worker_http import HttpWorkerConnection
         from rbee.hive.adapters.worker_process import ChildWorkerLauncher
-        from rbee.hive.app import Hive, HiveFacts, HivePorts
         from rbee.hive.devices import Devices
         from rbee.hive.metrics import HiveMetrics
         from rbee.hive.models import ModelStore
         from rbee.hive.routes.workers import READY_PATH
+        from rbee.hive.service import Hive, HiveFacts, HivePorts
         from rbee.hive.threads import in_thread
         from rbee.hive.worker_ports import can_listen, listening_host, reachable_host, url_host
+        from rbee.web.app import correlation_id
         from rbee.web.auth import KeyRing
 
         settings, log, metrics, keys = self.settings, get_logger(PROGRAM), HiveMetrics(), KeyRing(self.key)
@@ -152,7 +153,7 @@ class _Start:
         )
         ports = HivePorts(
             launcher=launcher,
-            connect=lambda port, key: HttpWorkerConnection(worker_address, port, key),
+            connect=lambda port, key: HttpWorkerConnection(worker_address, port, key, correlation_id),
             journal=SqlitePidJournal(
                 self.database,
                 lambda backup: log.warning("database_moved_aside", message=f"damaged; kept as {backup}"),
@@ -165,7 +166,7 @@ class _Start:
                 metrics,
             ),
             notify=(
-                HttpQueenNotice(settings.pool.queen_url, lambda: keys.key, log)
+                HttpQueenNotice(settings.pool.queen_url, lambda: keys.key, correlation_id, log)
                 if settings.pool.queen_url
                 else None
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,20 @@ _POLL_S = 0.2
 
 
 def run_command(
-    command: str, settings: Settings, key: str | None, host: str, port: int, database: Path
+    command: str,
+    settings: Settings,
+    key: str | None,
+    environ: Mapping[str, str],
+    host: str,
+    port: int,
+    database: Path,
 ) -> int:
     """Carry out one of ``__main__.COMMANDS``; the exit code. Results go to standard output as JSON."""
     configure_logging("error")
     client = ServiceClient(f"http://{url_host(reachable_host(host))}:{port}", api_key=key)
     try:
         if command == "detect":
-            _print(_detect(settings))
+            _print(_detect(settings, environ))
         elif command == "status":
             _print({"url": client.base_url, **client.get("/v1/health")})
         elif command == "models list":
@@ -47,13 +54,11 @@ def run_command(
     return 0
 
 
-def _detect(settings: Settings) -> Any:
-    import os
-
+def _detect(settings: Settings, environ: Mapping[str, str]) -> Any:
     from rbee.hive.adapters.device_probe import MachineProbe
     from rbee.hive.devices import Devices
 
-    probe = MachineProbe(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    probe = MachineProbe(environ.get("CUDA_VISIBLE_DEVICES"))
     return Devices(probe, settings.hardware).capabilities(settings.pool.name, settings.models_dir)
 
 

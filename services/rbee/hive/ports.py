@@ -83,6 +83,9 @@ class WorkerLauncher(Protocol):
     def last_lines(self, worker_id: str, count: int) -> list[str]:
         """The end of the worker's log."""
 
+    def bound_log(self, worker_id: str) -> None:
+        """Keep the worker's log within its size; what is too much goes to one older file."""
+
     def forget(self, worker_id: str) -> None:
         """Remove the key file of a worker that is gone."""
 

@@ -69,6 +69,9 @@ class FakeLauncher:
     def last_lines(self, worker_id: str, count: int) -> list[str]:
         return [f"last line of {worker_id}"][:count]
 
+    def bound_log(self, worker_id: str) -> None:
+        """Nothing is written."""
+
     def forget(self, worker_id: str) -> None:
         self.forgotten.append(worker_id)
 

@@ -76,6 +76,17 @@ def test_a_report_has_the_state_and_the_slots() -> None:
     assert b"\r\nAuthorization: Bearer key-1\r\n" in peer.requests[0]
 
 
+def test_a_call_carries_the_correlation_id_of_the_request_behind_it() -> None:
+    with worker(send(answer(FACTS))) as peer:
+        for identity in ("11111111-2222-4333-8444-555555555555", None):
+            port = peer.server.server_port
+            connection = HttpWorkerConnection("127.0.0.1", port, "key-1", lambda known=identity: known)
+            connection.close()
+            connection.ready(1)
+    assert b"\r\nX-Correlation-ID: 11111111-2222-4333-8444-555555555555\r\n" in peer.requests[0]
+    assert b"X-Correlation-ID" not in peer.requests[1]
+
+
 def test_one_connection_serves_many_calls() -> None:
     with worker(send(answer(FACTS))) as peer:
         for _ in range(5):

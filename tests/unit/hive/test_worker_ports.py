@@ -8,7 +8,7 @@ import pytest
 
 from rbee.core.errors import WorkerStartFailed
 from rbee.core.settings import Pool, Queen, Settings
-from rbee.hive.app import reserved_ports
+from rbee.hive.service import reserved_ports
 from rbee.hive.worker_ports import WorkerPorts, can_listen, listening_host, reachable_host
 
 

@@ -181,6 +181,29 @@ def test_the_last_lines_of_a_log(settings: Settings) -> None:
     assert starter.last_lines("worker-1", 2) == ["line 28", "line 29"]
 
 
+def test_a_log_that_has_grown_too_large_is_cut_while_the_worker_goes_on_writing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_process, "ROTATE_BYTES", 1000)
+    program = (
+        "import sys\nfor line in sys.stdin: pass\nprint('x' * 2000, file=sys.stderr, flush=True)\n" + SLEEP
+    )
+    starter = launcher(settings, program)
+    process = starter.launch(order(), ignore)
+    log = starter.log_path("worker-1")
+    wait_until(lambda: log.exists() and log.stat().st_size >= 2000, 10, "a large log")
+    starter.bound_log("worker-1")
+    assert log.stat().st_size == 0
+    assert log.with_name("worker-1.log.1").stat().st_size == 2001
+    with log.open("a") as more:
+        more.write("short\n")
+    starter.bound_log("worker-1")
+    assert starter.last_lines("worker-1", 5) == ["short"]
+    starter.bound_log("worker-unknown")
+    process.signal_group(signal.SIGKILL)
+    process.wait()
+
+
 def test_only_the_latest_logs_of_workers_are_kept(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

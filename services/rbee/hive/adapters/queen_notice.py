@@ -16,12 +16,20 @@ class HttpQueenNotice:
 
     Args:
         key: gives the fleet key in force.
+        correlation_id: gives the id of the request behind a notice.
     """
 
-    def __init__(self, queen_url: str, key: Callable[[], str | None], log: Any) -> None:
+    def __init__(
+        self,
+        queen_url: str,
+        key: Callable[[], str | None],
+        correlation_id: Callable[[], str | None],
+        log: Any,
+    ) -> None:
         parts = urlsplit(queen_url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._key = key
+        self._correlation_id = correlation_id
         self._log = log
 
     def __call__(self, notice: dict[str, Any]) -> None:
@@ -29,6 +37,8 @@ class HttpQueenNotice:
         headers = {"Content-Type": "application/json"}
         if (key := self._key()) is not None:
             headers["Authorization"] = f"Bearer {key}"
+        if (correlation := self._correlation_id()) is not None:
+            headers["X-Correlation-ID"] = correlation
         try:
             connection.request("POST", "/v1/orchestrator/worker-ready", json.dumps(notice), headers)
             answer = connection.getresponse()

@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -31,12 +31,17 @@ class HttpWorkerConnection:
     Args:
         host: where the worker listens, as seen from this machine.
         key: the worker's own key.
+        correlation_id: asked before each call for the id of the request behind it.
     """
 
-    def __init__(self, host: str, port: int, key: str) -> None:
+    def __init__(
+        self, host: str, port: int, key: str, correlation_id: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._host, self._port = host, port
+        self._correlation_id = correlation_id
         self._headers = {"Authorization": f"Bearer {key}"}
         self._kept: list[socket.socket] = []
+        self._is_closed = False
 
     def ready(self, timeout_s: float) -> WorkerReport:
         return _report(self._call("GET", "/v1/ready", timeout_s))
@@ -73,6 +78,7 @@ class HttpWorkerConnection:
             connection.close()
 
     def close(self) -> None:
+        self._is_closed = True
         while self._kept:
             self._kept.pop().close()
 
@@ -94,6 +100,8 @@ class HttpWorkerConnection:
         raw = b"" if body is None else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in self._headers.items())
+        if (correlation := self._correlation_id()) is not None:
+            head += f"X-Correlation-ID: {correlation}\r\n"
         if body is not None:
             head += f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
         return head.encode("ascii") + b"\r\n" + raw
@@ -114,7 +122,7 @@ class HttpWorkerConnection:
                 raise NoAnswer("unreadable", f"status {status}")
             return json.loads(body)
         finally:
-            if is_reusable and len(self._kept) < _KEPT_CONNECTIONS:
+            if is_reusable and not self._is_closed and len(self._kept) < _KEPT_CONNECTIONS:
                 self._kept.append(connection)
             else:
                 connection.close()

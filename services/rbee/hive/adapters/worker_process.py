@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import gevent
 from gevent import subprocess
 
 from rbee.core.errors import WorkerStartFailed
+from rbee.core.logs import ROTATE_BYTES
 from rbee.core.processes import die_with_parent, kill_group, started_at
 from rbee.core.settings import WORKER_SETTINGS_VARIABLE, Settings
 from rbee.hive.ports import WORKER_ID_VARIABLE, Narrator, WorkerOrder
@@ -119,6 +121,14 @@ class ChildWorkerLauncher:
         except OSError:
             return []
         return list(deque((line for line in text.splitlines() if line.strip()), maxlen=count))
+
+    def bound_log(self, worker_id: str) -> None:
+        """Copy and cut: the worker holds the file open, and appends to whatever its length is."""
+        path = self.log_path(worker_id)
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > ROTATE_BYTES:
+                shutil.copyfile(path, path.with_name(path.name + ".1"))
+                os.truncate(path, 0)
 
     def forget(self, worker_id: str) -> None:
         remove_key(self._run_dir, worker_id)
