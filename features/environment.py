@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -23,6 +25,9 @@ from features.support.system import can_mount  # noqa: E402
 from features.support.world import World  # noqa: E402
 
 from support.sshd import find_sshd  # noqa: E402
+
+LOG_LINES = 20
+POLL = re.compile(r"GET /(v1/(ready|workers/list|health)|health) 200")
 
 
 @parse.with_pattern(r'[^"]*')
@@ -71,8 +76,18 @@ def after_scenario(context: Any, scenario: Any) -> None:
 
 
 def _logs(folder: Path) -> str:
+    """The ends of all logs, one short line per event; polls are left out."""
     shown = []
     for file in sorted(folder.rglob("*.log")):
-        lines = file.read_text(errors="replace").splitlines()[-15:]
-        shown.append(f"--- {file.relative_to(folder)}\n" + "\n".join(line[:300] for line in lines))
+        lines = [_short(line) for line in file.read_text(errors="replace").splitlines()]
+        told = [line for line in lines if not POLL.search(line)]
+        shown += [f"--- {file.relative_to(folder)}", *told[-LOG_LINES:]]
     return "\n".join(shown)
+
+
+def _short(line: str) -> str:
+    try:
+        entry = json.loads(line)
+        return f"{entry['timestamp'][11:23]} {entry['event']} {entry.get('message', '')}"[:200]
+    except (ValueError, KeyError, TypeError):
+        return line[:200]

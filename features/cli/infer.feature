@@ -94,6 +94,7 @@ Feature: Cross-Node Inference Request Flow - the command infer
       Given a queen
       When blep runs "infer --prompt hello --colour yellow"
       Then the exit code is 2
-      And stderr has "No such option: --colour"
+      And stderr has "No such option"
+      And stderr has "--colour"
       And stdout is empty
       And the queen was asked nothing

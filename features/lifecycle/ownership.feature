@@ -87,9 +87,9 @@ Feature: Cross-Node Inference Request Flow - who ends what
     Scenario Outline: Persistent mode - rbee-hive pre-started - a hive that the queen started
       Given "timing.lease_ttl_s" is 3 on "blep"
       And "timing.lease_renew_s" is 1 on "blep"
-      And "timing.lease_ttl_s" is 3 on "workstation"
       And a queen
       And the registered machine "workstation"
+      And "timing.lease_ttl_s" is 3 on "workstation"
       And "workstation" has the embedded model
       When blep runs "infer --node workstation --prompt hello --max-tokens 5"
       Then the exit code is 0

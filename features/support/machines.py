@@ -121,7 +121,8 @@ class Machine:
     def __init__(self, name: str, sandbox: Sandbox, host: str, hive_port: int, worker_port: int) -> None:
         self.name, self.sandbox, self.host, self.hive_port = name, sandbox, host, hive_port
         last = worker_port + self.WORKER_PORTS - 1
-        sandbox.configure("pool", name=name, worker_port_min=worker_port, worker_port_max=last)
+        sandbox.configure("pool", name=name, listen_addr=f"{host}:{hive_port}", worker_host=host)
+        sandbox.configure("pool", worker_port_min=worker_port, worker_port_max=last)
         self.model = EMBEDDED
         self.hive: DaemonProcess | None = None
         self.recorder: Recorder | None = None
@@ -157,8 +158,7 @@ class Machine:
 
     def start_hive(self) -> DaemonProcess:
         """Start a hive by hand, as its operator would."""
-        address = ["--addr", f"{self.host}:{self.hive_port}", "--worker-host", self.host]
-        self.hive = DaemonProcess("rbee-hive", [*program("rbee-hive"), *address], self.sandbox, {})
+        self.hive = DaemonProcess("rbee-hive", program("rbee-hive"), self.sandbox, {})
         return self.hive
 
     def hive_health(self) -> Json:
@@ -201,13 +201,22 @@ class Node(Machine):
         self, name: str, sandbox: Sandbox, host: str, hive_port: int, worker_port: int, ssh_port: int, key: Path
     ) -> None:
         super().__init__(name, sandbox, host, hive_port, worker_port)
-        environment = {n: v for n, v in sandbox.environment.items() if n != "PATH"}
         folder = sandbox.folder / "sshd"
-        self.ssh = SshNode(folder, [key], environment=environment, host=host, port=ssh_port)
+        self.ssh = SshNode(folder, [key], environment=self._environment(), host=host, port=ssh_port)
         self.ssh_port = ssh_port
         self.install_path = str(sandbox.folder / "rbee")
         """Nothing is installed there: the hive is then taken from the node's PATH."""
         self.logins_at_registration = 0
+
+    def _environment(self) -> dict[str, str]:
+        """The node's, without the units that the machine running the suite may have."""
+        programs = self.sandbox.folder / "bin"
+        programs.mkdir()
+        systemctl = programs / "systemctl"
+        systemctl.write_text("#!/bin/sh\nexit 1\n")
+        systemctl.chmod(0o755)
+        environment = self.sandbox.environment
+        return {**environment, "PATH": f"{programs}:{environment['PATH']}"}
 
     @property
     def user(self) -> str:

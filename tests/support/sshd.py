@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from support.daemons import wait_until
 
 INSTALL_HINT = "OpenSSH's server is needed: apt-get install openssh-server"
@@ -158,10 +160,14 @@ class SshNode:
             return False
 
     def stop(self) -> None:
-        """End the server and the logins it serves."""
+        """End the server and the logins it serves; what these have started in sessions of their own stays."""
         if self._process is None:
             return
+        logins = [p for p in psutil.Process(self._process.pid).children(recursive=True) if "sshd" in p.name()]
         self._process.send_signal(signal.SIGTERM)
+        for login in logins:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                login.kill()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
