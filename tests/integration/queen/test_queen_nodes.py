@@ -404,6 +404,44 @@ def test_a_hive_that_ends_at_once_is_told_with_its_own_words(
     assert answer.narrated("ssh_connect")
 
 
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >> "$UNIT_FOLDER/calls"
+[ "$1" = --user ] || exit 1
+case "$2" in
+  cat) ;;
+  set-environment) echo "${3#RBEE_HIVE_OPTIONS=}" > "$UNIT_FOLDER/options" ;;
+  unset-environment) rm "$UNIT_FOLDER/options" ;;
+  start) setsid rbee-hive $(cat "$UNIT_FOLDER/options") </dev/null >/dev/null 2>&1 & echo $! > "$UNIT_FOLDER/pid" ;;
+  show) cat "$UNIT_FOLDER/pid" ;;
+esac
+"""
+
+
+def test_a_node_with_a_unit_has_its_hive_started_by_it_and_owned_all_the_same(
+    tmp_path: Path, key: Path
+) -> None:
+    unit = tmp_path / "unit"
+    unit.mkdir()
+    (unit / "systemctl").write_text(SYSTEMCTL)
+    (unit / "systemctl").chmod(0o755)
+    path = f"{unit}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {**node_environment(tmp_path), "UNIT_FOLDER": str(unit), "PATH": path}
+    with SshNode(tmp_path / "node", [key], environment=environment, host=HOST) as node:
+        queen = start_queen(tmp_path / "queen")
+        with queen.daemon:
+            body = fields(node, key, "n")
+            add(queen, body)
+            assert models_of(queen, "n").json() == {"models": []}
+            health = requests.get(f"http://{HOST}:{body['hive_port']}/v1/health", timeout=5).json()
+            assert health["owner"] == queen.identity
+            assert health["pid"] == int((unit / "pid").read_text())
+            # Started again by its operator later, it must not find this queen's options.
+            assert not (unit / "options").exists()
+        assert has_ended(health["pid"])
+    calls = [line.split()[1] for line in (unit / "calls").read_text().splitlines()]
+    assert calls == ["cat", "set-environment", "start", "unset-environment", "show"]
+
+
 def test_an_operators_hive_on_a_node_is_used_without_a_login_and_left_running(
     tmp_path: Path, node: SshNode, key: Path
 ) -> None:

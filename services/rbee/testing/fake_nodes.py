@@ -1,0 +1,50 @@
+"""A node store in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rbee.core.errors import NodeExists
+from rbee.queen.registry import Node, NodeStatus
+
+
+class FakeNodes:
+    """Keeps nodes in order of insertion."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Node] = {}
+        self.contacts = 0
+        """How often a contact was written."""
+
+    def get(self, name: str) -> Node | None:
+        return self._nodes.get(name)
+
+    def all(self) -> list[Node]:
+        return list(self._nodes.values())
+
+    def add(self, node: Node) -> None:
+        if node.node_name in self._nodes:
+            raise NodeExists(node.node_name)
+        self._nodes[node.node_name] = node
+
+    def replace(self, node: Node) -> bool:
+        if node.node_name not in self._nodes:
+            return False
+        self._nodes[node.node_name] = node
+        return True
+
+    def remove(self, name: str) -> bool:
+        return self._nodes.pop(name, None) is not None
+
+    def note_contact(self, name: str, status: str, connected_unix: int | None, error: str | None) -> None:
+        if name in self._nodes:
+            self.contacts += 1
+            self._nodes[name] = replace(
+                self._nodes[name],
+                status=NodeStatus(status),
+                last_connected_unix=connected_unix,
+                last_error=error,
+            )
+
+    def close(self) -> None:
+        """Nothing to close."""
