@@ -411,7 +411,9 @@ case "$2" in
   cat) ;;
   set-environment) echo "${3#RBEE_HIVE_OPTIONS=}" > "$UNIT_FOLDER/options" ;;
   unset-environment) rm "$UNIT_FOLDER/options" ;;
-  start) setsid rbee-hive $(cat "$UNIT_FOLDER/options") </dev/null >/dev/null 2>&1 & echo $! > "$UNIT_FOLDER/pid" ;;
+  start)
+    setsid rbee-hive $(cat "$UNIT_FOLDER/options") </dev/null >/dev/null 2>&1 &
+    echo $! > "$UNIT_FOLDER/pid" ;;
   show) cat "$UNIT_FOLDER/pid" ;;
 esac
 """
