@@ -46,23 +46,16 @@ class Registration:
         if callback.url.rstrip("/") != record.url:
             raise WorkerAlreadyRegistered(record.id)
         self._registry.touch(record.id)
+        facts = {
+            "worker_id": record.id,
+            "url": record.url,
+            "model_ref": record.model_ref,
+            "backend": record.backend,
+            "device": record.device,
+        }
+        self._log.info("worker_ready_callback", message=f"worker {record.id} is up at {record.url}", **facts)
         if seat.up.is_set():
             return
         seat.up.set()
-        self._log.info(
-            "worker_ready_callback",
-            message=f"worker {record.id} is up at {record.url}",
-            worker_id=record.id,
-            url=record.url,
-            model_ref=record.model_ref,
-            device=f"{record.backend}:{record.device}",
-        )
         if self._notify is not None:
-            notice = {
-                "worker_id": record.id,
-                "url": record.url,
-                "model_ref": record.model_ref,
-                "backend": record.backend,
-                "device": record.device,
-            }
-            start(self._log, self._notify, notice)
+            start(self._log, self._notify, facts)

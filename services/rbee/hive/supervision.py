@@ -48,15 +48,28 @@ class Supervisor:
         self._error_shown_s = settings.timing.ready_poll_interval_s
         self._metrics = metrics
         self._log = log
+        self._asked_again: set[str] = set()
         self.failed_starts = FailedStarts()
 
     def refresh(self, timeout_s: float) -> list[WorkerRecord]:
-        """Ask all workers for their state, in parallel, and give their records."""
-        asked = [(record.id, seat) for record, seat in self._registry.seated() if can_answer(record, seat)]
+        """Ask all workers for their state, in parallel, and give their records.
+
+        A worker that is known to be silent is asked again too, but nobody waits for it: one that hangs would
+        otherwise delay every request to this node.
+        """
+        asked: list[tuple[str, WorkerSeat]] = []
+        for record, seat in self._registry.seated():
+            if not can_answer(record, seat):
+                continue
+            if not seat.is_silent and record.state is not WorkerState.UNHEALTHY:
+                asked.append((record.id, seat))
+            elif record.id not in self._asked_again:
+                self._asked_again.add(record.id)
+                start(self._log, self._look_again, record.id, seat, timeout_s)
         if len(asked) == 1:
-            self.look(*asked[0], timeout_s, "refresh")
+            self._look_for_list(*asked[0], timeout_s)
         elif asked:
-            gevent.joinall([start(self._log, self.look, *who, timeout_s, "refresh") for who in asked])
+            gevent.joinall([start(self._log, self._look_for_list, *who, timeout_s) for who in asked])
         return self._registry.records()
 
     def look(self, worker_id: str, seat: WorkerSeat, timeout_s: float, reason: str) -> bool:
@@ -70,6 +83,7 @@ class Supervisor:
 
     def take(self, worker_id: str, seat: WorkerSeat, report: WorkerReport, reason: str) -> None:
         """Act on what a worker said about itself."""
+        seat.is_silent = False
         if report.state is WorkerState.ERROR:
             self._registry.touch(worker_id)
             self._end_failed_load(worker_id, seat)
@@ -116,6 +130,15 @@ class Supervisor:
             self._vram.await_recovery(worker_id, record.device, seat.vram_bytes)
         self._metrics.stopped(reason)
         seat.gone.set()
+
+    def _look_for_list(self, worker_id: str, seat: WorkerSeat, timeout_s: float) -> None:
+        seat.is_silent = not self.look(worker_id, seat, timeout_s, "refresh")
+
+    def _look_again(self, worker_id: str, seat: WorkerSeat, timeout_s: float) -> None:
+        try:
+            self._look_for_list(worker_id, seat, timeout_s)
+        finally:
+            self._asked_again.discard(worker_id)
 
     def _await_end(self, worker_id: str, seat: WorkerSeat, process: WorkerProcess) -> None:
         status = process.wait()

@@ -90,6 +90,8 @@ class WorkerSeat:
     first_idle: str | None = None
     """Its ``idle_since`` when the model was loaded; a later one means that it has served a request."""
     vram_bytes: int | None = None
+    is_silent: bool = False
+    """It gave no answer when it was last asked for a list; later lists do not wait for it."""
     seen_unix: float = 0.0
     """When it last answered."""
 

@@ -289,7 +289,8 @@ class _Handler(BaseHTTPRequestHandler):
             "path": self.path,
             "status": int(code),
         }
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        # One write per line: several requests may be answered at the same moment.
+        sys.stderr.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def test_probes_come_at_their_interval_and_do_not_postpone_the_idle_time(
     hive.wait_gone(spawned["worker_id"], 5)
 
 
-def test_a_hanging_worker_delays_a_list_by_a_second_at_most(start_hive: Start, model: str) -> None:
+def test_a_hanging_worker_delays_one_list_by_a_second_and_no_later_one(start_hive: Start, model: str) -> None:
     hive = start_hive()
     stuck, well = hive.idle_worker(model), hive.idle_worker(model)
     os.kill(pid_of(hive, stuck), signal.SIGSTOP)
@@ -194,6 +194,9 @@ def test_a_hanging_worker_delays_a_list_by_a_second_at_most(start_hive: Start, m
     states = {worker["id"]: worker["state"] for worker in hive.workers()}
     assert 0.9 < time.monotonic() - begun < 2
     assert states[well["worker_id"]] == "idle"
+    begun = time.monotonic()
+    assert len(hive.workers()) == 2
+    assert time.monotonic() - begun < 0.7
 
 
 # Idle time

@@ -108,6 +108,36 @@ def test_a_probe_refreshes_last_activity_and_not_the_idle_time() -> None:
     assert after.idle_since == before.idle_since
 
 
+def test_lists_wait_once_for_a_silent_worker_and_take_it_back_when_it_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hive = Supervised()
+    hanging, well = hive.idle(), hive.idle()
+    connection = hive.connection(hanging)
+
+    def hang(timeout_s: float) -> WorkerReport:
+        gevent.sleep(timeout_s)
+        raise SILENT
+
+    monkeypatch.setattr(connection, "ready", hang)
+    waited = []
+    for _ in range(3):
+        begun = time.monotonic()
+        hive.connection(well).asked.clear()
+        assert len(hive.supervisor.refresh(0.2)) == 2
+        assert hive.connection(well).asked == ["ready"]
+        waited.append(time.monotonic() - begun)
+    assert waited[0] >= 0.19
+    assert max(waited[1:]) < 0.1
+    monkeypatch.undo()
+    gevent.sleep(0.3)
+    hive.supervisor.refresh(0.2)
+    gevent.sleep(0)
+    connection.become(WorkerState.BUSY)
+    hive.supervisor.refresh(0.2)
+    assert hive.state(hanging) is WorkerState.BUSY
+
+
 # Idle time
 
 
