@@ -1,0 +1,334 @@
+"""The client half of HTTP/1.1 as our own services speak it: few system calls, kept connections, streams.
+
+A request goes out in one write and an answer's head is read by hand, because a request through the queen
+makes three of them before its first token. Format: RFC 9112 (message framing) and RFC 9110 (semantics).
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+_RECEIVE_BYTES = 65536
+_HEAD_LIMIT = 65536
+_LINE_LIMIT = 8192
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN)
+_KEPT = 128
+
+
+class TransportFailure(Exception):
+    """No usable HTTP answer came; ``kind`` says why.
+
+    Kinds: ``refused``, ``timeout``, ``reset``, ``unresolved`` (host name), ``unreachable`` (no route),
+    ``unreadable`` (an answer that is not the contract's).
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+class Endpoint:
+    """One service's address, with the connections to it that are open and unused.
+
+    Raises:
+        ValueError: the URL is not ``http://`` or ``https://`` with a host.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"'{base_url}' is no http URL")
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._prefix = parts.path.rstrip("/")
+        self._authority = parts.netloc.rpartition("@")[2]
+        self._idle: list[_Connection] = []
+
+    def close(self) -> None:
+        """Close unused connections; those in use close when their answer ends."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def send(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float | None,
+    ) -> Answer:
+        """One request; returns when the head of its answer is there.
+
+        Raises:
+            TransportFailure
+        """
+        lines = [f"{method} {self._prefix}{target} HTTP/1.1", f"Host: {self._authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if " " in target or any("\r" in line or "\n" in line for line in lines):
+            raise TransportFailure("unreadable", "a line break or blank where none may be")
+        if body is not None or method == "POST":
+            lines.append(f"Content-Length: {len(body or b'')}")
+        request = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace") + (body or b"")
+        kept = self._take_idle()
+        if kept is not None:
+            try:
+                return kept.exchange(request, read_timeout_s)
+            except TransportFailure as failure:
+                # The service may have closed it at this very moment; only what is safe is sent again.
+                if failure.kind != "reset" or method != "GET" or kept.has_answered:
+                    raise
+        return self._connect(connect_timeout_s).exchange(request, read_timeout_s)
+
+    def give_back(self, connection: _Connection) -> None:
+        """Keep a connection whose answer was read to its end."""
+        if len(self._idle) < _KEPT:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _take_idle(self) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open():
+                return connection
+            connection.close()
+        return None
+
+    def _connect(self, timeout_s: float) -> _Connection:
+        try:
+            plain = _open(self._host, self._port, timeout_s)
+            try:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                secured = self._tls.wrap_socket(plain, server_hostname=self._host) if self._tls else plain
+            except BaseException:
+                plain.close()
+                raise
+        except OSError as error:
+            raise _failure(error) from error
+        return _Connection(secured, self)
+
+
+class Answer:
+    """An answer whose head was read; its body is read by ``read`` or ``pieces``, once."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], connection: _Connection) -> None:
+        self.status = status
+        self.headers = headers
+        """Names in lower case."""
+        self._connection = connection
+        self._is_over = False
+
+    def read(self) -> bytes:
+        """The whole body."""
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body as it arrives.
+
+        Raises:
+            TransportFailure: the connection broke or stayed silent too long.
+        """
+        try:
+            if self.status in (204, 304):
+                pass
+            elif self.headers.get("transfer-encoding", "").lower() == "chunked":
+                yield from self._connection.chunks()
+            elif "content-length" in self.headers:
+                yield from self._connection.exactly(_length(self.headers["content-length"]))
+            else:
+                yield from self._connection.rest()
+                return
+            self._is_over = True
+        except OSError as error:
+            raise _failure(error) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the connection back after a whole body, else close it; may be called at any time."""
+        connection, self._connection = self._connection, _CLOSED
+        if self._is_over and self.headers.get("connection", "").lower() != "close":
+            connection.release()
+        else:
+            connection.close()
+
+
+class _Connection:
+    """A socket with what was received and not yet used."""
+
+    def __init__(self, sock: socket.socket | None, endpoint: Endpoint | None) -> None:
+        self._sock = sock
+        self._endpoint = endpoint
+        self._buffer = b""
+        self.has_answered = False
+
+    def exchange(self, request: bytes, read_timeout_s: float | None) -> Answer:
+        self.has_answered = False
+        try:
+            assert self._sock is not None  # noqa: S101 (only open connections exchange)
+            self._sock.settimeout(read_timeout_s)
+            self._sock.sendall(request)
+            status, headers = self._head()
+            while status < 200:
+                status, headers = self._head()
+        except OSError as error:
+            self.close()
+            raise _failure(error) from error
+        except BaseException:
+            self.close()
+            raise
+        return Answer(status, headers, self)
+
+    def is_open(self) -> bool:
+        """Whether the service has neither closed it nor sent what nobody asked for; one system call."""
+        if self._sock is None:
+            return False
+        # The built-in type, which gevent does not replace: its own would wait for data.
+        probe = _socket.socket(fileno=self._sock.fileno())
+        try:
+            probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            probe.detach()
+        return False
+
+    def release(self) -> None:
+        if self._endpoint is not None and self._sock is not None and not self._buffer:
+            self._endpoint.give_back(self)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            # A reader in another thread or greenlet is woken by this, not by closing alone.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def chunks(self) -> Iterator[bytes]:
+        """A chunked body, each chunk as soon as it is whole."""
+        while True:
+            head = self._line()
+            try:
+                size = int(head.partition(b";")[0], 16)
+            except ValueError:
+                raise TransportFailure("unreadable", "a chunk without a size") from None
+            if size == 0:
+                while self._line():
+                    pass
+                return
+            yield b"".join(self.exactly(size))
+            if self._line():
+                raise TransportFailure("unreadable", "a chunk without an end")
+
+    def exactly(self, size: int) -> Iterator[bytes]:
+        while size > 0:
+            if not self._buffer:
+                self._receive()
+            piece, self._buffer = self._buffer[:size], self._buffer[size:]
+            size -= len(piece)
+            yield piece
+
+    def rest(self) -> Iterator[bytes]:
+        """Everything until the service closes the connection."""
+        while True:
+            if self._buffer:
+                piece, self._buffer = self._buffer, b""
+                yield piece
+            try:
+                self._receive()
+            except _Ended:
+                return
+
+    def _head(self) -> tuple[int, dict[str, str]]:
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > _HEAD_LIMIT:
+                raise TransportFailure("unreadable", "the answer's head has no end")
+            self._receive()
+        lines = self._buffer[:end].decode("latin-1").split("\r\n")
+        self._buffer = self._buffer[end + 4 :]
+        words = lines[0].split(" ", 2)
+        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
+            raise TransportFailure("unreadable", "the answer is not HTTP")
+        headers = {}
+        for line in lines[1:]:
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        return int(words[1]), headers
+
+    def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\r\n")) < 0:
+            if len(self._buffer) > _LINE_LIMIT:
+                raise TransportFailure("unreadable", "a line without an end")
+            self._receive()
+        line, self._buffer = self._buffer[:end], self._buffer[end + 2 :]
+        return line
+
+    def _receive(self) -> None:
+        sock = self._sock
+        if sock is None:
+            raise TransportFailure("reset", "the stream was closed")
+        piece = sock.recv(_RECEIVE_BYTES)
+        if not piece:
+            raise _Ended("reset", "Connection closed by the service")
+        self.has_answered = True
+        self._buffer = self._buffer + piece if self._buffer else piece
+
+
+class _Ended(TransportFailure):
+    """The service closed the connection."""
+
+
+_CLOSED = _Connection(None, None)
+"""What an answer holds after it was closed."""
+
+
+def _open(host: str, port: int, timeout_s: float) -> socket.socket:
+    """A connected socket; a literal IPv4 address costs no look-up, which under gevent is a thread's work."""
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        return socket.create_connection((host, port), timeout=timeout_s)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _length(text: str) -> int:
+    if not text.isdigit():
+        raise TransportFailure("unreadable", "the answer's length is no number")
+    return int(text)
+
+
+def _failure(error: OSError) -> TransportFailure:
+    if isinstance(error, ConnectionRefusedError):
+        return TransportFailure("refused", "Connection refused")
+    if isinstance(error, TimeoutError):
+        return TransportFailure("timeout", "Connection timeout")
+    if isinstance(error, socket.gaierror):
+        return TransportFailure("unresolved", "Could not resolve hostname")
+    if error.errno in _UNREACHABLE:
+        return TransportFailure("unreachable", os.strerror(error.errno or 0))
+    if isinstance(error, ConnectionResetError):
+        return TransportFailure("reset", "Connection reset by peer")
+    return TransportFailure("reset", f"Connection broken ({type(error).__name__})")
