@@ -153,7 +153,9 @@ class _Start:
         )
         ports = HivePorts(
             launcher=launcher,
-            connect=lambda port, key: HttpWorkerConnection(worker_address, port, key, correlation_id),
+            connect=lambda port, key: HttpWorkerConnection(
+                f"http://{url_host(worker_address)}:{port}", key, correlation_id
+            ),
             journal=SqlitePidJournal(
                 self.database,
                 lambda backup: log.warning("database_moved_aside", message=f"damaged; kept as {backup}"),

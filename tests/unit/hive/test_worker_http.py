@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from gevent import socket
-from gevent.server import StreamServer
 
 from rbee.core.lifecycle import WorkerState
 from rbee.hive.adapters.worker_http import HttpWorkerConnection
@@ -37,25 +41,47 @@ class Worker:
         self.requests: list[bytes] = []
         self.connections = 0
         self._reply = reply
-        self.server = StreamServer(("127.0.0.1", 0), self._serve)
-        self.server.start()
-        self.connection = HttpWorkerConnection("127.0.0.1", self.server.server_port, "key-1")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+        self.connection = HttpWorkerConnection(self.url, "key-1")
 
-    def _serve(self, client: socket.socket, _address: object) -> None:
-        self.connections += 1
-        while request := client.recv(65536):
-            self.requests.append(request)
-            if not self._reply(client, request):
-                client.close()
-                return
+    def close(self) -> None:
+        self.connection.close()
+        # A listener that is only closed would leave the accepting thread waiting.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join()
+
+    def _accept(self) -> None:
+        serving = []
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                break
+            self.connections += 1
+            serving.append(threading.Thread(target=self._serve, args=(client,)))
+            serving[-1].start()
+        for thread in serving:
+            thread.join()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            while request := client.recv(65536):
+                self.requests.append(request)
+                if not self._reply(client, request):
+                    return
 
 
 @contextmanager
 def worker(reply: Callable[[socket.socket, bytes], bool]) -> Iterator[Worker]:
     made = Worker(reply)
-    yield made
-    made.connection.close()
-    made.server.stop(timeout=1)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def send(raw: bytes, keep: bool = True) -> Callable[[socket.socket, bytes], bool]:
@@ -79,10 +105,9 @@ def test_a_report_has_the_state_and_the_slots() -> None:
 def test_a_call_carries_the_correlation_id_of_the_request_behind_it() -> None:
     with worker(send(answer(FACTS))) as peer:
         for identity in ("11111111-2222-4333-8444-555555555555", None):
-            port = peer.server.server_port
-            connection = HttpWorkerConnection("127.0.0.1", port, "key-1", lambda known=identity: known)
-            connection.close()
+            connection = HttpWorkerConnection(peer.url, "key-1", lambda known=identity: known)
             connection.ready(1)
+            connection.close()
     assert b"\r\nX-Correlation-ID: 11111111-2222-4333-8444-555555555555\r\n" in peer.requests[0]
     assert b"X-Correlation-ID" not in peer.requests[1]
 
@@ -123,22 +148,42 @@ def test_an_answer_in_pieces_is_put_together() -> None:
     assert peer.connections == 1
 
 
-def test_silence_ends_after_the_limit_even_if_bytes_trickle() -> None:
-    def trickle(client: socket.socket, _request: bytes) -> bool:
-        import gevent
-
-        client.sendall(b"HTTP/1.1 200 OK\r\n")
-        for _ in range(50):
-            gevent.sleep(0.05)
-            client.sendall(b"X")
-        return False
-
-    with worker(trickle) as peer:
+def test_silence_ends_after_the_limit() -> None:
+    with worker(lambda _client, _request: True) as peer:
         begun = time.monotonic()
         with pytest.raises(NoAnswer) as raised:
             peer.connection.ready(0.2)
-    assert raised.value.kind == "timeout"
-    assert time.monotonic() - begun < 1
+        assert raised.value.kind == "timeout"
+        assert time.monotonic() - begun < 1
+
+
+def test_bytes_that_trickle_do_not_prolong_a_call() -> None:
+    # In a process of its own, because the limit counts where gevent has patched the sockets, as in a hive.
+    script = """
+        import gevent.monkey; gevent.monkey.patch_all()
+        import gevent, time
+        from gevent.server import StreamServer
+        from rbee.hive.adapters.worker_http import HttpWorkerConnection
+        from rbee.hive.ports import NoAnswer
+
+        def trickle(client, _address):
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\\r\\n")
+            while True:
+                gevent.sleep(0.05)
+                client.sendall(b"X")
+
+        server = StreamServer(("127.0.0.1", 0), trickle)
+        server.start()
+        begun = time.monotonic()
+        try:
+            HttpWorkerConnection(f"http://127.0.0.1:{server.server_port}", "key").ready(0.3)
+        except NoAnswer as error:
+            print(error.kind, time.monotonic() - begun < 2)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "timeout True\n"
 
 
 def test_a_call_after_a_time_out_does_not_get_the_answer_to_the_one_before() -> None:
@@ -162,7 +207,7 @@ def test_nobody_listening_is_refused() -> None:
         holder.bind(("127.0.0.1", 0))
         port = holder.getsockname()[1]
     with pytest.raises(NoAnswer) as raised:
-        HttpWorkerConnection("127.0.0.1", port, "key").ready(1)
+        HttpWorkerConnection(f"http://127.0.0.1:{port}", "key").ready(1)
     assert raised.value.kind == "refused"
 
 
@@ -181,7 +226,6 @@ def test_nobody_listening_is_refused() -> None:
         (answer({**FACTS, "idle_since": 17}), "unreadable"),
         (answer({**FACTS, "idle_since": "yesterday"}), "unreadable"),
         (answer({}, status=401), "unreadable"),
-        (answer({"a": "x" * 2_000_000}), "unreadable"),
     ],
 )
 def test_anything_else_is_no_answer_with_its_kind(raw: bytes, kind: str) -> None:
