@@ -74,13 +74,20 @@ class WorkerService:
         self._reload_key = reload_key
 
     def listening(self) -> None:
-        gevent.spawn(self._start_up)
+        gevent.spawn(self._supervise_start)
 
     def shut_down(self) -> None:
         self._shutdown.run()
 
     def reload(self) -> None:
         self._reload_key()
+
+    def _supervise_start(self) -> None:
+        try:
+            self._start_up()
+        except Exception as error:
+            self._parts.log.error("internal_error", message=type(error).__name__, exc_info=error)
+            self._parts.serving.fail("the worker could not start; see its log")
 
     def _start_up(self) -> None:
         """Load and call back side by side; requests are let in when both have succeeded."""

@@ -128,7 +128,8 @@ class CTranslate2Engine:
         self._native.call(self._drop)
 
     def _execute(self, run: CTranslate2Run, prompt: list[str], decoding: Decoding) -> None:
-        failure: RbeeError | None = None
+        # Until the run has come to its end: whatever cuts it short must not look like a complete answer.
+        failure: RbeeError | None = InferenceFailed(self._worker_id, "the engine stopped unexpectedly")
         try:
             if self._samples(decoding) and (decoding.seed is not None or self._is_seeded):
                 self._execute_alone(run, prompt, decoding)
@@ -136,8 +137,9 @@ class CTranslate2Engine:
                 with self._turns.shared(lambda: run.is_cancelled):
                     self._has_sampled |= self._samples(decoding)
                     self._native.call(self._generate, run, prompt, decoding)
+            failure = None
         except GaveUp:
-            pass
+            failure = None
         except RbeeError as error:
             failure = error
         except _ENGINE_ERRORS as error:
@@ -191,6 +193,8 @@ class CTranslate2Engine:
             repetition_penalty=max(decoding.repetition_penalty, _SMALLEST_PENALTY),
             callback=run.on_step,
         )
+        if not run.is_complete(decoding.max_tokens):
+            raise RuntimeError("the engine ended before its end token")
 
     def _build(self) -> None:
         """Runs in a native thread."""

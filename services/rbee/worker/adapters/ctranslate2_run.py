@@ -19,6 +19,8 @@ class CTranslate2Run:
         self.reloads_model = False
         self.is_cancelled = False
         self._stop_token_ids = stop_token_ids
+        self._made = 0
+        self._has_end_token = False
         self._on_stopped = on_stopped
         self._tokens: Queue[int | RbeeError | None] = Queue()
         self._has_ended = False
@@ -54,9 +56,16 @@ class CTranslate2Run:
         if self.is_cancelled:
             return True
         token_id: int = step.token_id
-        if token_id not in self._stop_token_ids:
+        if token_id in self._stop_token_ids:
+            self._has_end_token = True
+        else:
+            self._made += 1
             self._loop.run_callback_threadsafe(self._deliver, token_id)
         return False
+
+    def is_complete(self, max_tokens: int) -> bool:
+        """Whether the engine had a reason to end."""
+        return self.is_cancelled or self._has_end_token or self._made == max_tokens
 
     def wait_sampled(self) -> None:
         """Wait until ``note_sampled``, which the first token calls."""
