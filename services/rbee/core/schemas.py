@@ -294,6 +294,8 @@ def _violation(entry: Any) -> dict[str, Any]:
     is_short = isinstance(value, (bool, int, float)) or (
         isinstance(value, str) and re.fullmatch(r"[\x20-\x7e]{0,64}", value) is not None
     )
-    if is_short and field.split(".")[0] not in _NEVER_ECHOED:
+    # An unknown field may be a misspelt prompt.
+    is_known = entry["type"] != "extra_forbidden"
+    if is_short and is_known and field.split(".")[0] not in _NEVER_ECHOED:
         violation["value"] = value
     return violation

@@ -86,6 +86,13 @@ def test_all_violations_are_reported_together_and_the_prompt_is_never_echoed() -
     assert "secret" not in str(caught.value.envelope())
 
 
+def test_the_value_of_an_unknown_field_is_not_repeated() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validate(TaskRequest, {"prompt": "hi", "promt": "secret"})
+    assert [e["field"] for e in caught.value.details["errors"]] == ["promt"]
+    assert "secret" not in str(caught.value.envelope())
+
+
 def test_a_lone_bad_reference_or_backend_has_a_code_of_its_own() -> None:
     with pytest.raises(InvalidModelRef):
         validate(TaskRequest, {"prompt": "hi", "model": "nonsense"})
