@@ -4,7 +4,6 @@ import gevent
 import pytest
 
 from rbee.core.errors import ModelIncompatible
-from rbee.worker.cores import usable_cores
 from support.workers import AUTH, FakeWorker, events_of, unnamed
 
 
@@ -141,13 +140,3 @@ def test_a_shutdown_ends_readers_of_loading_progress() -> None:
     worker.service.shut_down()
     assert unnamed(events)[-1]["error"]["code"] == "SERVICE_UNAVAILABLE"
     worker.engine.loading.set()
-
-
-@pytest.mark.parametrize(("stated", "cores"), [("3", 3), ("4,2", 4), ("0", 1)])
-def test_stated_threads_are_honoured(stated: str, cores: int) -> None:
-    assert usable_cores(stated) == cores
-
-
-def test_some_core_is_always_usable() -> None:
-    assert usable_cores(None) >= 1
-    assert usable_cores("nonsense") == usable_cores(None)
