@@ -8,7 +8,7 @@ from rbee.worker.cores import cpu_quota, usable_cores
 
 
 def cgroups(root: Path, **limits: str) -> tuple[Path, Path]:
-    """A cgroup tree ``/outer/inner`` with these limits, and the file that says the process is in ``inner``."""
+    """A tree ``/outer/inner`` with these limits, and the file that says the process is in ``inner``."""
     tree = root / "cgroup"
     for name, folder in {"top": tree, "outer": tree / "outer", "inner": tree / "outer" / "inner"}.items():
         folder.mkdir(parents=True, exist_ok=True)
