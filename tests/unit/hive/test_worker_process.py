@@ -133,6 +133,19 @@ def test_no_descriptor_of_the_hive_reaches_a_worker(settings: Settings) -> None:
     assert len(facts["fds"]) == 4
 
 
+def test_output_is_read_on_when_its_log_cannot_be_written(settings: Settings) -> None:
+    program = "import os\nos.remove(LOG)\nos.mkdir(LOG)\nfor n in range(9000): print('x' * 60)\n" + (
+        """print('{"type": "narration", "actor": "a", "action": "b", "human": "end"}', flush=True)"""
+    )
+    log = settings.log_dir / "worker-1.log"
+    heard: list[tuple[str, str, str]] = []
+    starter = launcher(settings, f"LOG = {str(log)!r}\n{program}")
+    with gevent.Timeout(20):
+        assert starter.launch(order(), lambda *story: heard.append(story)).wait() == 0
+    assert heard == [("a", "b", "end")]
+    assert starter.last_lines("worker-1", 1) == []
+
+
 def test_a_program_that_is_missing_is_told_before_and_at_the_start(settings: Settings) -> None:
     pool = Pool(worker_command="/nowhere/llm-worker")
     starter = ChildWorkerLauncher(

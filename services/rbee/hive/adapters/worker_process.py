@@ -157,7 +157,8 @@ class ChildWorkerLauncher:
         """Every worker has a file of its own; only the latest are kept."""
         logs = sorted(self._log_dir.glob("worker-*.log*"), key=_modified)
         for path in logs[: max(0, len(logs) - KEPT_LOGS + 1)]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 class ChildWorker:
@@ -183,14 +184,18 @@ class ChildWorker:
 
 
 def _read_output(stdout: IO[bytes], log_path: Path, narrate: Narrator) -> None:
-    """Pass on narration lines; everything else a worker prints goes to its log."""
-    with stdout, log_path.open("ab", buffering=0) as log:
+    """Pass on narration lines; everything else a worker prints goes to its log.
+
+    It reads on whatever happens, a full disk for one: a worker whose output nobody takes would halt.
+    """
+    with stdout:
         while line := stdout.readline(LONGEST_LINE):
             story = _narration(line)
-            if story is None:
-                log.write(line)
-            else:
+            if story is not None:
                 narrate(*story)
+                continue
+            with contextlib.suppress(OSError), log_path.open("ab") as log:
+                log.write(line)
 
 
 def _narration(line: bytes) -> tuple[str, str, str] | None:
