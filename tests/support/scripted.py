@@ -38,7 +38,9 @@ class ScriptedHive:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         match = re.search(r"listening on (\S+) worker (\S+)", line)
-        assert match, f"the scripted hive said {line!r}"
+        if match is None:
+            self.__exit__()
+            raise AssertionError(f"the scripted hive said {line!r}")
         self.url, self.worker_url = match.groups()
 
     @property
@@ -47,7 +49,19 @@ class ScriptedHive:
 
     def requests(self, path: str = "", method: str = "", peer: str = "") -> list[dict[str, Any]]:
         """What both servers received so far, in order; each argument narrows it."""
-        seen = requests.get(f"{self.url}/_requests", timeout=5).json()
+        return self._narrowed(self.url, path, method, peer)
+
+    def worker_requests(self, path: str = "", method: str = "") -> list[dict[str, Any]]:
+        """The same asked from the worker, which may have outlived its hive."""
+        return self._narrowed(self.worker_url, path, method, "worker")
+
+    def stop_hive(self) -> None:
+        """Close the hive's port; the worker goes on."""
+        requests.post(f"{self.worker_url}/_stop_hive", timeout=5)
+
+    @staticmethod
+    def _narrowed(url: str, path: str, method: str, peer: str) -> list[dict[str, Any]]:
+        seen = requests.get(f"{url}/_requests", timeout=5).json()
         return [
             r for r in seen if path in r["path"] and method in ("", r["method"]) and peer in ("", r["peer"])
         ]

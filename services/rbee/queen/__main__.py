@@ -102,7 +102,7 @@ class _Start:
     def build(self, serving: Serving) -> QueenService:
         """Runs in the serving process, after gevent has patched it; the heavy imports are here."""
         from rbee.queen.adapters.local_hive import LocalHive, is_listening
-        from rbee.queen.adapters.registered import has_nodes
+        from rbee.queen.adapters.registered import Registered
         from rbee.queen.identity import load_identity
         from rbee.queen.registry import builtin_node
 
@@ -131,7 +131,7 @@ class _Start:
             correlation_id,
         )
         remote_hive = RemoteHive(transport, identity, settings.remote.binary_path)
-        nodes = Nodes(self._open_store, local, any_registered=lambda: has_nodes(self._database))
+        nodes = Nodes(self._open_store, local, any_registered=Registered(self._database).has_nodes)
         fleet = Fleet(
             nodes,
             peers,

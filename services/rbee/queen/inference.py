@@ -22,6 +22,7 @@ from rbee.core.events import encode_event, encode_narration
 from rbee.core.logs import get_logger
 from rbee.core.schemas import TaskRequest
 from rbee.core.settings import Timing
+from rbee.queen.early import EarlyRequest
 from rbee.queen.fleet import Fleet
 from rbee.queen.greenlets import spawn
 from rbee.queen.metrics import Metrics
@@ -90,25 +91,44 @@ class _Run:
         self._log = get_logger(ACTOR).bind(request_id=task.request_id)
         wanted = Wanted(task.model_ref, task.request.backend, task.request.device)
         self._wanted = wanted
+        self._body = task.request.inference_body(task.request_id)
         self._finder = WorkerFinder(fleet, known, timing, wanted, send, self._narrate, self._count)
         self._deadline: float | None = None
         """When ``timeout_seconds`` is over; set once ``started`` was sent."""
 
     def run(self) -> tuple[bytes, str | None]:
         node = self._task.node or self._place()
-        hive = self._fleet.reach(node, self._narrate, self._task.client_version)
+        early = self._send_early(node)
         try:
-            return self._infer(node, self._finder.find(node, hive))
+            hive = self._fleet.reach(node, self._narrate, self._task.client_version)
+            worker = self._finder.find(node, hive, early)
+        except BaseException:
+            if early is not None:
+                early.abandon()
+            raise
+        if early is not None and early.access != worker.access:
+            early.abandon()
+            early = None
+        try:
+            return self._infer(node, worker, early)
         except WorkerLeft as left:
             self._narrate("retry", f"{left}; looking for another worker")
         try:
-            return self._infer(node, self._finder.find(node, hive))
+            return self._infer(node, self._finder.find(node, hive), None)
         except WorkerLeft as left:
             raise left.error from None
 
+    def _send_early(self, node: Node) -> EarlyRequest | None:
+        access = self._known.last_for(node, self._wanted)
+        if access is None:
+            return None
+        worker = self._fleet.peers.worker(access)
+        return EarlyRequest(worker, self._body, self._timing.cancel_ack_timeout_s)
+
     def _place(self) -> Node:
         node, reason = place(self._fleet, self._wanted)
-        self._narrate("preflight", f"Placed on {node.node_name}: {reason}")
+        if reason is not None:
+            self._narrate("preflight", f"Placed on {node.node_name}: {reason}")
         return node
 
     def _narrate(self, action: str, text: str) -> None:
@@ -118,7 +138,7 @@ class _Run:
     def _count(self, outcome: str) -> None:
         self._metrics.dispatched.labels(outcome=outcome).inc()
 
-    def _infer(self, node: Node, worker: WorkerApi) -> tuple[bytes, str | None]:
+    def _infer(self, node: Node, worker: WorkerApi, early: EarlyRequest | None) -> tuple[bytes, str | None]:
         """Steps 9 and 10: the request, repeated while the worker is busy, and its answer."""
         task, request = self._task, self._task.request
         if self._deadline is None:
@@ -134,7 +154,7 @@ class _Run:
         retry = 0
         while True:
             try:
-                return self._generate(node, worker, relay)
+                return self._generate(node, worker, relay, early)
             except AllSlotsBusy as busy:
                 if retry >= request.busy_retries:
                     raise _with_retries(busy, retry) from None
@@ -145,7 +165,7 @@ class _Run:
             if wait_s >= left_s:
                 raise RequestTimeout(request.timeout_seconds, 0)
             relay.restart_stall()
-            retry += 1
+            retry, early = retry + 1, None
 
     def _send_started(self, node: Node, worker: WorkerApi) -> None:
         data = {
@@ -157,13 +177,17 @@ class _Run:
         }
         self._send(encode_event(data, "started"))
 
-    def _generate(self, node: Node, worker: WorkerApi, relay: InferenceRelay) -> tuple[bytes, str | None]:
+    def _generate(
+        self, node: Node, worker: WorkerApi, relay: InferenceRelay, early: EarlyRequest | None
+    ) -> tuple[bytes, str | None]:
         self._metrics.connections.inc()
         try:
             with relay.limited():
-                events = worker.infer(self._task.request.inference_body(self._task.request_id))
+                events = worker.infer(self._body) if early is None else early.take()
             with events:
-                return relay.run(events, self._send)
+                terminal = relay.run(events, self._send)
+            self._known.note_served(node, self._wanted, worker.access.worker_id)
+            return terminal
         except AllSlotsBusy:
             raise
         except WorkerNotReady as error:
@@ -177,16 +201,20 @@ class _Run:
             raise (self._finder.leave(worker, crashed) if failure.kind == "refused" else crashed) from None
         except RbeeError:
             # The client learns of the failure at once; the worker is told beside that.
-            spawn(self._send_cancel, worker)
+            self._stop(worker, early)
             raise
         except gevent.GreenletExit as ended:
             # In a greenlet of its own: this one may be ended a second time while it waits.
-            spawn(self._send_cancel, worker).join(self._timing.cancel_ack_timeout_s)
+            self._stop(worker, early).join(self._timing.cancel_ack_timeout_s)
             if isinstance(ended, TaskCanceled):
                 raise RequestCanceled(self._task.request_id, relay.tokens) from None
             raise
         finally:
             self._metrics.connections.dec()
+
+    def _stop(self, worker: WorkerApi, early: EarlyRequest | None) -> gevent.Greenlet:
+        """Tell the worker to stop; join the result to wait until it has said that it did."""
+        return early.abandon() if early is not None else spawn(self._send_cancel, worker)
 
     def _send_cancel(self, worker: WorkerApi) -> None:
         try:

@@ -19,6 +19,7 @@ from rbee.core.errors import (
 from rbee.core.lifecycle import WorkerState
 from rbee.core.logs import get_logger
 from rbee.core.settings import Timing
+from rbee.queen.early import EarlyRequest
 from rbee.queen.fleet import Fleet, Narrate
 from rbee.queen.greenlets import spawn
 from rbee.queen.placement import Wanted, choose_worker
@@ -32,6 +33,9 @@ from rbee.queen.relay import (
     relay_loading,
     relay_startup,
 )
+
+_KEYS_KEPT = 1024
+_LAST_KEPT = 256
 
 
 class WorkerLeft(Exception):
@@ -47,9 +51,10 @@ class KnownWorkers:
 
     def __init__(self) -> None:
         self._access: dict[str, WorkerAccess] = {}
+        self._last: dict[tuple[str, Wanted], str] = {}
 
     def learn(self, access: WorkerAccess) -> WorkerAccess:
-        while len(self._access) >= 1024:
+        while len(self._access) >= _KEYS_KEPT:
             self._access.pop(next(iter(self._access)))
         self._access[access.worker_id] = access
         return access
@@ -61,6 +66,16 @@ class KnownWorkers:
             return known
         with hive_answers(hive):
             return self.learn(hive.access(record.worker_id))
+
+    def note_served(self, node: Node, wanted: Wanted, worker_id: str) -> None:
+        """This worker has just carried out such a task."""
+        while len(self._last) >= _LAST_KEPT:
+            self._last.pop(next(iter(self._last)))
+        self._last[(node.node_name, wanted)] = worker_id
+
+    def last_for(self, node: Node, wanted: Wanted) -> WorkerAccess | None:
+        """The worker that carried out the last such task on the node, unless it is known to be gone."""
+        return self._access.get(self._last.get((node.node_name, wanted), ""))
 
     def forget(self, worker_id: str) -> None:
         self._access.pop(worker_id, None)
@@ -95,8 +110,11 @@ class WorkerFinder:
         self._log = get_logger("queen-rbee")
         self._left: set[str] = set()
 
-    def find(self, node: Node, hive: HiveApi) -> WorkerApi:
+    def find(self, node: Node, hive: HiveApi, early: EarlyRequest | None = None) -> WorkerApi:
         """A worker that has the model loaded.
+
+        Args:
+            early: a request that one of the workers has been sent already; that one is preferred.
 
         Raises:
             WorkerLeft: it began to shut down meanwhile.
@@ -105,7 +123,15 @@ class WorkerFinder:
         wanted = self._wanted
         with hive_answers(hive):
             listed = hive.workers()
-        chosen = choose_worker(listed, wanted.model_ref, wanted.backend, wanted.device, excluded=self._left)
+        chosen = choose_worker(
+            listed,
+            wanted.model_ref,
+            wanted.backend,
+            wanted.device,
+            excluded=self._left,
+            # The hive may see that worker busy, with this very request.
+            serving=early.access.worker_id if early is not None and not early.is_refused else None,
+        )
         if chosen is None:
             worker, outcome = self._spawn(node, hive), "spawned"
         else:

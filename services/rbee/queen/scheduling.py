@@ -22,15 +22,15 @@ def plan(fleet: Fleet, wanted: Wanted) -> list[Verdict]:
     return _judge_all(views, wanted)
 
 
-def place(fleet: Fleet, wanted: Wanted) -> tuple[Node, str]:
-    """The node that serves the task best, and why; the only one there is where no other is registered.
+def place(fleet: Fleet, wanted: Wanted) -> tuple[Node, str | None]:
+    """The node that serves the task best, and why; no reason is needed where it is the only one.
 
     Raises:
         what ``choose_node`` raises when none fits.
     """
     nodes = fleet.nodes.all()
     if len(nodes) == 1:
-        return nodes[0], "it is the only node"
+        return nodes[0], None
 
     def is_enough(view: NodeView) -> bool:
         return judge(view, wanted).rank == 0

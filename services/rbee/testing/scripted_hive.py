@@ -2,7 +2,8 @@
 
 Run ``python -m rbee.testing.scripted_hive '<script as JSON>'``; it prints
 ``scripted-hive listening on http://HOST:PORT worker http://HOST:PORT``. ``GET /_requests`` on either
-port lists what both received. The fields of ``Script`` are the script; the defaults make a peaceful peer.
+port lists what both received; ``POST /_stop_hive`` closes the hive's port and leaves the worker. The fields
+of ``Script`` are the script; the defaults make a peaceful peer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,6 +33,7 @@ class Script:
     service: str = "rbee-hive"
     api_key: str | None = None
     broken_json: bool = False
+    list_delay_s: float = 0.0
     ram_mb: int = 8000
     vram_mb: list[int] = field(default_factory=list)
     """Free memory of each CUDA device."""
@@ -52,6 +54,8 @@ class Script:
     never_ready: bool = False
     busy_answers: int = 0
     """So many inference requests are refused as busy first."""
+    free_answers: int = 0
+    """So many are accepted before those."""
     draining_answers: int = 0
     tokens: int = 5
     token_interval_s: float = 0.0
@@ -73,6 +77,8 @@ class _Pair:
         self.state = script.state
         self.requests: list[dict[str, Any]] = []
         self.canceled: set[str] = set()
+        self.is_hive_stopped = False
+        self.stop_hive: Callable[[], None] = lambda: None
         self.loading_began: float | None = time.monotonic() if script.state == "loading" else None
 
     def worker_record(self) -> dict[str, Any]:
@@ -119,8 +125,15 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         path = self.path.partition("?")[0]
+        if path == "/_stop_hive":
+            self.pair.stop_hive()
+            self._json(200, {})
+            return
         if path == "/_requests":
             self._json(200, self.pair.requests)
+            return
+        if self.pair.is_hive_stopped and not self.is_worker:
+            self.close_connection = True
             return
         self.pair.requests.append(
             {
@@ -147,6 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/v1/health":
             self._json(200, self._health())
         elif path == "/v1/workers/list":
+            time.sleep(script.list_delay_s)
             workers = [pair.worker_record()] if pair.worker_model else []
             self._json(200, {"workers": workers})
         elif path == "/v1/models/download":
@@ -263,7 +277,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _infer(self, body: dict[str, Any]) -> None:
         pair, script = self.pair, self.pair.script
-        if script.busy_answers > 0:
+        if script.free_answers > 0:
+            script.free_answers -= 1
+            self._events(self._tokens(body))
+        elif script.busy_answers > 0:
             script.busy_answers -= 1
             self._error(503, "ALL_SLOTS_BUSY", {"slots_total": 1, "slots_busy": 1})
         elif script.draining_answers > 0:
@@ -342,6 +359,13 @@ def main() -> None:
         server.daemon_threads = True
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def stop_hive() -> None:
+        pair.is_hive_stopped = True
+        servers[1].shutdown()
+        servers[1].server_close()
+
+    pair.stop_hive = stop_hive
     pair.worker_url = f"http://{pair.script.host}:{servers[0].server_port}"
     hive_url = f"http://{pair.script.host}:{servers[1].server_port}"
     print(f"scripted-hive listening on {hive_url} worker {pair.worker_url}", flush=True)

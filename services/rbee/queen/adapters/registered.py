@@ -7,6 +7,26 @@ from contextlib import closing
 from pathlib import Path
 
 
+class Registered:
+    """Looks at the registry file when it has changed since the last look."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen: tuple[int, int] | None = None
+        self._has_nodes = False
+
+    def has_nodes(self) -> bool:
+        """Whether any node is registered."""
+        try:
+            facts = self._file.stat()
+        except OSError:
+            return False
+        if self._seen != (facts.st_mtime_ns, facts.st_size):
+            self._has_nodes = has_nodes(self._file)
+            self._seen = (facts.st_mtime_ns, facts.st_size)
+        return self._has_nodes
+
+
 def has_nodes(file: Path) -> bool:
     """False when the registry is missing or empty; a file that cannot be read is left to its own adapter."""
     if not file.is_file():
