@@ -3,13 +3,14 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dev-installed
-SOURCES := services cli tests bench
+SOURCES := services cli tests features bench
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format unit reference bench clean
+.PHONY: help test lint format unit features features-self-check reference bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +31,12 @@ format: $(STAMP) ## Rewrite the sources in the project's style
 
 unit: $(STAMP) ## Only the fast tests
 	$(BIN)/pytest tests/unit tests/house
+
+features: $(STAMP) ## The executable specification: real programs, a real sshd, a real model
+	$(BIN)/python -m features --jobs $(JOBS)
+
+features-self-check: $(STAMP) ## The same with programs that do nothing: every scenario must fail
+	$(BIN)/python -m features --jobs $(JOBS) --self-check
 
 reference: $(STAMP) ## Compare tokens and logits with llama.cpp on the same file
 	$(BIN)/pytest -m reference

@@ -20,6 +20,7 @@ for folder in (ROOT / "tests", ROOT):
 
 from features.support.fleet import Fleet  # noqa: E402
 from features.support.models import prepare_models  # noqa: E402
+from features.support.results import Outcome, note_outcome  # noqa: E402
 from features.support.sandbox import make_folder, remove_folder  # noqa: E402
 from features.support.system import can_mount  # noqa: E402
 from features.support.world import World  # noqa: E402
@@ -36,26 +37,35 @@ def quoted(text: str) -> str:
     return text
 
 
-register_type(Text=quoted)
+@parse.with_pattern(r'"[^"]*"(?:, "[^"]*")*(?: and "[^"]*")?')
+def quoted_names(text: str) -> list[str]:
+    """Several quoted names: ``"A", "B" and "C"``."""
+    return re.findall(r'"([^"]*)"', text)
+
+
+register_type(Text=quoted, Names=quoted_names)
 
 
 def before_all(context: Any) -> None:
     """Check what the suite cannot run without, and fetch the model once."""
     find_sshd()
     prepare_models()
-    context.lacks = {
-        "needs-cuda": "" if shutil.which("nvidia-smi") else "this machine has no CUDA device",
-        "needs-root": "" if os.geteuid() == 0 and can_mount() else "this user cannot be root in mounts of its own",
-        "slow": "" if context.config.userdata.getbool("slow", False) else "nightly: behave -D slow=true",
+    has = {
+        "needs-cuda": (shutil.which("nvidia-smi") is not None, "this machine has no CUDA device"),
+        "needs-root": (os.geteuid() == 0 and can_mount(), "this user cannot be root in mounts of its own"),
+        "slow": (context.config.userdata.getbool("slow", False), "nightly: behave -D slow=true"),
     }
+    context.lacks = {tag: reason for tag, (is_there, reason) in has.items() if not is_there}
 
 
 def before_scenario(context: Any, scenario: Any) -> None:
     """Make the world, or skip with the reason why this machine cannot show the scenario."""
     for tag, reason in context.lacks.items():
-        if reason and tag in scenario.effective_tags:
+        if tag in scenario.effective_tags:
             scenario.skip(reason)
+            note_outcome(Outcome(scenario.name, "skipped", 0.0, reason))
             return
+    context.began = time.monotonic()
     context.folder = make_folder()
     context.world = World(Fleet(context.folder))
 
@@ -64,14 +74,15 @@ def after_scenario(context: Any, scenario: Any) -> None:
     """End what was started; what is still there afterwards fails the scenario."""
     if "world" not in context:
         return
-    began = time.monotonic()
     left = context.world.fleet.end()
-    if left or scenario.status.name in ("failed", "error"):
-        print(_logs(context.folder), file=sys.stderr)
+    status = "left something" if left else scenario.status.name
+    if status != "passed":
+        print(_logs(context.folder))
     if os.environ.get("RBEE_FEATURES_KEEP"):
-        print(f"kept: {context.folder} (ended in {time.monotonic() - began:.1f} s)", file=sys.stderr)
+        print(f"kept: {context.folder}")
     else:
         remove_folder(context.folder)
+    note_outcome(Outcome(scenario.name, status, time.monotonic() - context.began, "; ".join(left)))
     assert not left, f"left after the scenario: {left}"
 
 

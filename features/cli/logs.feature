@@ -20,8 +20,9 @@ Feature: Cross-Node Inference Request Flow - the command logs
       And an idle worker "A" on "workstation"
       When blep starts "logs --node workstation --follow"
       And the command comes to print a text
-      And worker "A" is asked "GET /v1/health" with the correlation id "5b1f0000-0000-4000-8000-000000000001"
-      Then within 1 s the command prints "5b1f0000-0000-4000-8000-000000000001"
+      And worker "A" is asked
+        | GET /v1/nothing | $A.key | |
+      Then within 1 s the command prints "GET /v1/nothing 404"
       When the keeper gets SIGINT
       And the command ends
       Then the exit code is 130

@@ -61,4 +61,4 @@ Feature: Cross-Node Inference Request Flow - installing the programs
       And stderr has a line that starts with "Error:"
       And stderr has "sudo rbee-keeper install --system"
       And stdout is empty
-      And nothing was installed below "/usr/local/bin", "/etc/rbee" and "/var/lib/rbee"
+      And nothing was installed below /usr/local/bin, /etc/rbee and /var/lib/rbee

@@ -11,7 +11,7 @@ Feature: Cross-Node Inference Request Flow - the end of a hive
       Then the hive on "workstation" ends with exit code 0 within 30 s
       And the workers "A", "B" and "C" were asked to end within 5 s of the signal and 1 s of each other
       And the workers "A", "B" and "C" have ended with exit status 0, before their hive
-      And the hive on "workstation" has logged the progress "1/3", "2/3", "3/3"
+      And the hive on "workstation" has logged the progress "1/3", "2/3" and "3/3"
       And the ports of the hive on "workstation" and of the workers "A", "B" and "C" are free
       And the PID journal of "workstation" is empty
       And the model catalog of "workstation" is sound and still has the embedded model

@@ -103,16 +103,7 @@ def idle_worker_with_model(context: Any, worker: str, name: str, model: str) -> 
     idle_workers(context, [worker], name, context.world.fill(model))
 
 
-@given('the idle workers "{first:Text}" and "{second:Text}" on "{name:Text}"')
-def two_idle_workers(context: Any, first: str, second: str, name: str) -> None:
-    idle_workers(context, [first, second], name)
-
-
-@given('the idle workers "{first:Text}", "{second:Text}" and "{third:Text}" on "{name:Text}"')
-def three_idle_workers(context: Any, first: str, second: str, third: str, name: str) -> None:
-    idle_workers(context, [first, second, third], name)
-
-
+@given('the idle workers {workers:Names} on "{name:Text}"')
 def idle_workers(context: Any, workers: list[str], name: str, model: str | None = None) -> None:
     """Spawn workers side by side and wait until all are idle; their records at that moment are noted."""
     world = context.world
@@ -170,16 +161,6 @@ def hive_has_logged(context: Any, event: str, worker: str) -> None:
         return bool(observing.log_lines(subject.machine.hive_log, event, worker_id=subject.id))
 
     wait_until(is_logged, START_S, f"{event} for worker {worker}")
-
-
-@when('worker "{worker:Text}" is asked "{request:Text}" with the correlation id "{identity:Text}"')
-def ask_worker(context: Any, worker: str, request: str, identity: str) -> None:
-    subject = context.world.workers[worker]
-    method, _, path = request.partition(" ")
-    answer = observing.call(
-        method, subject.url + path, key=subject.key, headers={"X-Correlation-ID": identity}
-    )
-    assert answer.status == 200, answer.body
 
 
 @when("{seconds:d} seconds pass")

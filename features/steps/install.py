@@ -65,7 +65,9 @@ def programs_work(context: Any, folder: str) -> None:
     for name, version in cells(context.table):
         program = system.path(world, folder) / name
         assert stat.S_IMODE(program.stat().st_mode) == 0o755, program
-        ran = subprocess.run([program, "--version"], env=environment, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            [program, "--version"], env=environment, capture_output=True, text=True, check=False
+        )
         assert (ran.returncode, ran.stdout) == (0, version + "\n"), ran
 
 
@@ -95,6 +97,6 @@ def is_folder(context: Any, name: str) -> None:
     assert system.path(context.world, name).is_dir()
 
 
-@then('nothing was installed below "/usr/local/bin", "/etc/rbee" and "/var/lib/rbee"')
+@then("nothing was installed below /usr/local/bin, /etc/rbee and /var/lib/rbee")
 def nothing_installed(context: Any) -> None:
     assert system.installed_files() == context.world.noted["installed"]

@@ -19,7 +19,6 @@ def blep_runs(context: Any, line: str) -> None:
     world.results.append(world.fleet.keeper(*world.words(line)))
 
 
-@given('the variable {name:w} is "{value:Text}"')
 @when('the variable {name:w} is "{value:Text}"')
 def variable_is(context: Any, name: str, value: str) -> None:
     context.world.fleet.variables[name] = context.world.fill(value)
@@ -204,7 +203,9 @@ def family_is_gone(context: Any) -> None:
     left = [member for member in context.world.family if processes.is_alive(member.pid)]
     assert left == [], left
     assert context.world.fleet.processes() == []
-    bound = [address for member in context.world.family for address in member.addresses if not is_free(*address)]
+    bound = [
+        address for member in context.world.family for address in member.addresses if not is_free(*address)
+    ]
     assert bound == [], bound
 
 

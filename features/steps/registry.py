@@ -100,24 +100,25 @@ def has_row(context: Any, name: str) -> None:
     assert name in registry_rows(context.world.fleet)
 
 
-@then('stdout lists "localhost", "{first:Text}" and "{second:Text}" in this order, as they are registered')
-def nodes_in_order(context: Any, first: str, second: str) -> None:
-    printed, rows = context.world.last.stdout, registry_rows(context.world.fleet)
-    heads = [
+@then("stdout lists localhost and then {names:Names}, as they are registered")
+def nodes_in_order(context: Any, names: list[str]) -> None:
+    fleet: Fleet = context.world.fleet
+    heading, *lines = context.world.last.stdout.splitlines()
+    blocks = [[line.strip() for line in lines[start : start + 4]] for start in range(0, len(lines), 4)]
+    assert heading == "Registered rbee-hive Nodes:"
+    assert [block[0] for block in blocks] == [
         "localhost (127.0.0.1)",
-        *(f"{name} ({context.world.fleet.node(name).host})" for name in (first, second)),
-    ]
-    positions = [printed.find(head) for head in heads]
-    assert -1 not in positions, printed
-    assert positions == sorted(positions), printed
-    for name, start in zip((first, second), positions[1:], strict=True):
-        moment = datetime.fromtimestamp(rows[name]["last_connected_unix"], tz=UTC)
-        block = printed[start:].splitlines()[1:4]
-        assert [line.strip() for line in block] == [
-            f"Status: {rows[name]['status']}",
+        *(f"{name} ({fleet.node(name).host})" for name in names),
+    ], context.world.last
+    assert [line.split(":")[0] for line in blocks[0][1:]] == ["Status", "Last connected", "Install path"]
+    for name, block in zip(names, blocks[1:], strict=True):
+        row = registry_rows(fleet)[name]
+        moment = datetime.fromtimestamp(row["last_connected_unix"], tz=UTC)
+        assert block[1:] == [
+            f"Status: {row['status']}",
             f"Last connected: {moment:%Y-%m-%d %H:%M:%S}",
-            f"Install path: {rows[name]['install_path']}",
-        ], printed
+            f"Install path: {row['install_path']}",
+        ], (block, row)
 
 
 @then("no hive runs anywhere")

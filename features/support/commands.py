@@ -42,7 +42,9 @@ class CommandResult:
             raise AssertionError(f"stdout is not JSON\n{self}") from None
 
     def __str__(self) -> str:
-        return f"{' '.join(self.argv)}\nexit code {self.exit_code}\n--- stdout\n{self.stdout}--- stderr\n{self.stderr}"
+        command = " ".join(self.argv)
+        printed = f"--- stdout\n{self.stdout}--- stderr\n{self.stderr}"
+        return f"{command}\nexit code {self.exit_code}\n{printed}"
 
 
 class RunningCommand:

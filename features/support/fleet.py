@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -179,10 +180,8 @@ class Fleet:
         return self._leftovers()
 
     def _leftovers(self) -> list[str]:
-        try:
+        with contextlib.suppress(AssertionError):
             wait_until(lambda: not self.processes(), 5)
-        except AssertionError:
-            pass
         alive = self.processes()
         left = [f"process {p.pid}: {' '.join(processes.arguments(p))}" for p in alive]
         for process in alive:

@@ -21,6 +21,8 @@ from support.sshd import SshNode
 
 START_S = 60.0
 """Longest wait for a daemon to listen or a worker to load; machines that run tests may be slow."""
+SLACK_S = 2.0
+"""How much later than due a timer may act on a machine that is busy with other things."""
 Json = dict[str, Any]
 
 
@@ -198,7 +200,14 @@ class Node(Machine):
     """A remote machine behind a real sshd."""
 
     def __init__(
-        self, name: str, sandbox: Sandbox, host: str, hive_port: int, worker_port: int, ssh_port: int, key: Path
+        self,
+        name: str,
+        sandbox: Sandbox,
+        host: str,
+        hive_port: int,
+        worker_port: int,
+        ssh_port: int,
+        key: Path,
     ) -> None:
         super().__init__(name, sandbox, host, hive_port, worker_port)
         folder = sandbox.folder / "sshd"

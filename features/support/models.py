@@ -54,7 +54,9 @@ def give_embedded_model(sandbox: Sandbox) -> None:
             _link(file, target / file.relative_to(source))
     shutil.copyfile(cache_folder() / "models.db", sandbox.state / "models.db")
     with closing(sqlite3.connect(sandbox.state / "models.db")) as catalog, catalog:
-        catalog.execute("UPDATE models SET local_path = replace(local_path, ?, ?)", (str(source), str(target)))
+        catalog.execute(
+            "UPDATE models SET local_path = replace(local_path, ?, ?)", (str(source), str(target))
+        )
     sandbox.configure("worker", compute_type=COMPUTE_TYPE)
 
 

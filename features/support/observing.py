@@ -27,19 +27,24 @@ class Answer:
     def json(self) -> Any:
         return json.loads(self.body)
 
+    @property
+    def events(self) -> list[tuple[str, Any]]:
+        return stream_events(self.body)
+
 
 def call(
     method: str,
     url: str,
     body: Any = None,
     *,
+    raw: bytes = b"",
     key: str | None = API_KEY,
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
 ) -> Answer:
     """One request over a real socket; errors of HTTP are answers, not exceptions."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method)  # noqa: S310 (loopback only)
+    data = raw if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data or None, method=method)  # noqa: S310 (loopback only)
     request.add_header("Content-Type", "application/json")
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")

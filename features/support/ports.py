@@ -1,4 +1,4 @@
-"""Ports of a run: a block of its own below the system's ephemeral range, so that nobody takes one in between."""
+"""Ports of a run: a block of its own below the system's ephemeral range, so that nobody else takes one."""
 
 from __future__ import annotations
 

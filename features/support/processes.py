@@ -86,7 +86,7 @@ class Member:
 
 
 def family(keeper: int) -> list[Member] | None:
-    """The queen that is a child of a keeper, a hive below it and a worker below that; None until all listen."""
+    """The queen that is a child of a keeper, a hive below it, a worker below that; None until all listen."""
     parent, found = keeper, []
     for name in ("queen-rbee", "rbee-hive", "llm-worker-rbee"):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -77,10 +78,8 @@ class Recorder:
     def close(self) -> None:
         """Accept nobody any more; connections end with their peers."""
         # Closing alone does not wake the thread that waits in accept.
-        try:
+        with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._listener.close()
 
     def _accept(self) -> None:
@@ -106,7 +105,12 @@ class _Connection:
         for side in (client, server):
             side.settimeout(None)
             side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        ends = threading.Barrier(2, action=lambda: (client.close(), server.close()))
+
+        def close() -> None:
+            client.close()
+            server.close()
+
+        ends = threading.Barrier(2, action=close)
         for source, sink, kept in ((client, server, self._asked), (server, client, self._answered)):
             threading.Thread(target=_pass_on, args=(source, sink, kept.append, ends), daemon=True).start()
 
@@ -141,14 +145,10 @@ def _pass_on(
             sink.sendall(piece)
     except OSError:
         pass
-    try:
+    with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
-    try:
+    with contextlib.suppress(threading.BrokenBarrierError):
         ends.wait()
-    except threading.BrokenBarrierError:
-        pass
 
 
 class _Reader:
@@ -160,7 +160,7 @@ class _Reader:
         self._position = 0
 
     def head(self) -> tuple[float, list[str], dict[str, str]] | None:
-        """Arrival, words of the first line, and headers of the next message; None when it is not there yet."""
+        """Arrival, words of the first line, and headers of the next message; None when there is none yet."""
         end = self._bytes.find(b"\r\n\r\n", self._position)
         if end < 0:
             return None

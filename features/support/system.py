@@ -58,7 +58,12 @@ def leave_root(world: World) -> None:
 def installed_files() -> dict[str, int]:
     """What an installation for all users would write on this machine, with the time of its last change."""
     named = [Path("/usr/local/bin") / name for name in PROGRAMS]
-    named += [Path("/etc/rbee"), Path("/etc/rbee/config.toml"), Path("/var/lib/rbee"), Path("/var/lib/rbee/models")]
+    named += [
+        Path("/etc/rbee"),
+        Path("/etc/rbee/config.toml"),
+        Path("/var/lib/rbee"),
+        Path("/var/lib/rbee/models"),
+    ]
     return {str(file): file.stat().st_mtime_ns for file in named if file.exists()}
 
 

@@ -14,8 +14,10 @@ from features.support.commands import CommandResult, RunningCommand
 from features.support.fleet import Fleet
 from features.support.holder import Holder
 from features.support.machines import Worker
+from features.support.observing import Answer
 from features.support.peers import SilentPort
 from features.support.processes import Member
+from features.support.sandbox import API_KEY
 
 _PLACEHOLDER = re.compile(r"\$(\w+)(?:\.(\w+))?")
 
@@ -32,6 +34,8 @@ class World:
     """By the names the scenario gives them."""
     holders: dict[str, Holder] = field(default_factory=dict)
     """Requests that keep a worker busy, by the worker's name."""
+    answers: list[Answer] = field(default_factory=list)
+    """What services said to steps that asked them."""
     silent: SilentPort | None = None
     family: list[Member] = field(default_factory=list)
     """Queen, hive and worker of an ephemeral run, as they were seen."""
@@ -72,7 +76,12 @@ class World:
 
     def _meaning(self, name: str, attribute: str | None) -> str:
         if attribute is None:
-            simple = {"key": self.fleet.key, "queen_url": self.fleet.queen_url, "folder": self.fleet.folder}
+            simple = {
+                "key": self.fleet.key,
+                "folder": self.fleet.folder,
+                "api_key": API_KEY,
+                "two_megabytes": "payload-marker " * 140_000,
+            }
             return str(simple[name])
         if name in self.workers:
             return str(getattr(self.workers[name], attribute))

@@ -46,7 +46,9 @@ Feature: Cross-Node Inference Request Flow - the worker registry of a hive
       And the long request to worker "A" is cancelled
       And the command ends
       Then stderr has the line "Worker is busy, retrying in 1 second..."
-      And the answers of worker "A" to "POST /v1/inference" of the command were 503, then 200
+      And the answers of worker "A" to "POST /v1/inference" of the command were
+        | 503 | ALL_SLOTS_BUSY |
+        | 200 |                |
       And no worker but "A" was spawned on "workstation"
       And stdout is the text of the stream
       And the exit code is 0

@@ -1,0 +1,108 @@
+"""Asking a service directly, and the form of what it answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from behave import then, when
+from features.support.observing import call
+from features.support.sandbox import ROOT
+from features.support.tables import cells, check_fields, values
+from features.support.world import World
+
+CORRELATION_ID = "6f9619ff-8b86-4d01-b42d-00c04fc964ff"
+PAYLOAD = "payload-marker"
+
+
+def ask(context: Any, url: str) -> None:
+    """Send the requests of the table (request, key, body) one after the other."""
+    world: World = context.world
+    for request, key, body in cells(context.table):
+        method, _, path = request.partition(" ")
+        answer = call(
+            method,
+            url + path,
+            raw=world.fill(body).encode(),
+            key=world.fill(key),
+            headers={"X-Correlation-ID": CORRELATION_ID},
+        )
+        world.answers.append(answer)
+
+
+@when("the queen is asked")
+def ask_queen(context: Any) -> None:
+    ask(context, context.world.fleet.queen.url)
+
+
+@when('the hive on "{machine:Text}" is asked')
+def ask_hive(context: Any, machine: str) -> None:
+    ask(context, context.world.fleet.machine(machine).hive_url)
+
+
+@when('worker "{worker:Text}" is asked')
+def ask_worker(context: Any, worker: str) -> None:
+    ask(context, context.world.workers[worker].url)
+
+
+@then("the answers are")
+def answers_are(context: Any) -> None:
+    seen = [[str(answer.status), answer.json()["error"]["code"]] for answer in context.world.answers]
+    assert seen == cells(context.table), seen
+
+
+@then("each answer has the form of a documented error")
+def answers_have_form(context: Any) -> None:
+    assert context.world.answers
+    for answer in context.world.answers:
+        assert list(answer.json()) == ["error"], answer.body
+        error = answer.json()["error"]
+        check_form(context, error, answer.body.decode())
+        assert documented_status(error["code"]) == answer.status, error
+        assert answer.headers["X-Correlation-ID"] == CORRELATION_ID, answer.headers
+
+
+@then("the error in the stream has the form of a documented error")
+def stream_error_form(context: Any) -> None:
+    (answer,) = context.world.answers
+    check_form(context, answer.events[-2][1]["error"], answer.body.decode())
+
+
+@then("the answer is a stream that ends with the error {code:w} and then [DONE]")
+def stream_ends(context: Any, code: str) -> None:
+    (answer,) = context.world.answers
+    assert (answer.status, answer.headers["X-Correlation-ID"]) == (200, CORRELATION_ID), answer
+    assert answer.headers["Content-Type"].startswith("text/event-stream"), answer.headers
+    (_, last), (_, marker) = answer.events[-2:]
+    assert (list(last), last["error"]["code"], marker) == (["error"], code, "[DONE]"), answer.events
+
+
+@then("the details of the answer are")
+def details_are(context: Any) -> None:
+    (answer,) = context.world.answers
+    check_fields(answer.json()["error"]["details"], values(context.world, context.table))
+
+
+@then("the body of the answer is")
+def body_is(context: Any) -> None:
+    (answer,) = context.world.answers
+    assert answer.json() == json.loads(context.text), answer.body
+
+
+def check_form(context: Any, error: dict[str, Any], text: str) -> None:
+    """One error object: the documented keys with their types, and nothing that must not leave a service."""
+    assert documented_status(error["code"]) is not None, error
+    assert error["message"], error
+    assert isinstance(error["message"], str), error
+    assert isinstance(error["details"], dict), error
+    assert isinstance(error.get("suggestion", ""), str), error
+    for secret in (PAYLOAD, "Traceback", 'File "', str(context.folder), str(ROOT)):
+        assert secret not in text, f"{secret!r} is in {text}"
+
+
+def documented_status(code: str) -> int | None:
+    """The HTTP status that the table of docs/errors.md gives a code."""
+    table = (ROOT / "docs" / "errors.md").read_text()
+    match = re.search(rf"^\| `{code}` \| (\d+)", table, re.MULTILINE)
+    return int(match.group(1)) if match else None

@@ -1,0 +1,152 @@
+"""Then steps on workers: what they were asked, how they ended, their processes and ports."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from behave import then
+from features.support import observing
+from features.support.commands import wait_until
+from features.support.machines import SLACK_S, START_S
+from features.support.observing import unix_of
+from features.support.ports import is_free
+from features.support.tables import cells
+
+
+@then('worker "{worker:Text}" has been asked "{request:Text}" about once a second')
+def asked_every_second(context: Any, worker: str, request: str) -> None:
+    times = [unix_of(line["timestamp"]) for line in context.world.workers[worker].requests(request)]
+    assert len(times) >= 5, times
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert 0.7 < sum(gaps) / len(gaps) < 1.6, gaps
+
+
+@then('worker "{worker:Text}" has been asked "{request:Text}" {count:d} time')
+def asked_times(context: Any, worker: str, request: str, count: int) -> None:
+    seen = context.world.workers[worker].requests(request)
+    assert len(seen) == count, seen
+
+
+@then('worker "{worker:Text}" has not been asked "{request:Text}"')
+def not_asked(context: Any, worker: str, request: str) -> None:
+    seen = context.world.workers[worker].requests(request)
+    assert seen == [], seen
+
+
+@then('the {field} of worker "{worker:Text}" has moved')
+def field_has_moved(context: Any, field: str, worker: str) -> None:
+    before, now = context.world.noted[worker][field], context.world.workers[worker].record[field]
+    assert unix_of(now) > unix_of(before), (before, now)
+
+
+@then('the {field} of worker "{worker:Text}" has not moved')
+def field_has_not_moved(context: Any, field: str, worker: str) -> None:
+    before, now = context.world.noted[worker][field], context.world.workers[worker].record[field]
+    assert unix_of(now) == unix_of(before), (before, now)
+
+
+@then('worker "{worker:Text}" is asked to end {seconds:d} s after its idle_since')
+def asked_to_end(context: Any, worker: str, seconds: int) -> None:
+    subject = context.world.workers[worker]
+    wait_until(lambda: subject.requests("POST /v1/admin/shutdown"), START_S, f"the end of worker {worker}")
+    (request,) = subject.requests("POST /v1/admin/shutdown")
+    after_s = unix_of(request["timestamp"]) - unix_of(context.world.noted[worker]["idle_since"])
+    assert seconds <= after_s < seconds + 1 + SLACK_S, after_s
+
+
+@then('worker "{worker:Text}" was probed while it was idle')
+def probed_while_idle(context: Any, worker: str) -> None:
+    since = unix_of(context.world.noted[worker]["idle_since"])
+    probes = context.world.workers[worker].requests("GET /v1/health")
+    assert [line for line in probes if unix_of(line["timestamp"]) > since], probes
+
+
+@then('worker "{worker:Text}" finishes its requests')
+def finishes(context: Any, worker: str) -> None:
+    holder = context.world.holders[worker]
+    holder.finish()
+    endings = [events[-2:] for events in holder.streams]
+    assert endings, "it had no request"
+    for done, marker in endings:
+        assert (done[1].get("done"), marker[1]) == (True, "[DONE]"), endings
+
+
+@then('worker "{worker:Text}" comes to its end with exit status {status:d}')
+def ends_with(context: Any, worker: str, status: int) -> None:
+    subject = context.world.workers[worker]
+    wait_until(lambda: subject.exit_line, START_S, f"the end of worker {worker}")
+    assert (subject.exit_line["exit_status"], subject.is_alive) == (status, False), subject.exit_line
+
+
+@then('the process of worker "{worker:Text}" comes to its end')
+def process_ends(context: Any, worker: str) -> None:
+    subject = context.world.workers[worker]
+    wait_until(lambda: not subject.is_alive, START_S, f"the end of worker {worker}'s process")
+    assert subject.exit_line is not None, "its hive has not noticed"
+
+
+@then('the process of worker "{worker:Text}" has ended')
+def process_has_ended(context: Any, worker: str) -> None:
+    assert not context.world.workers[worker].is_alive
+
+
+@then('the process of worker "{worker:Text}" lives')
+def process_lives(context: Any, worker: str) -> None:
+    assert context.world.workers[worker].is_alive
+
+
+@then('the port of worker "{worker:Text}" is free')
+def port_is_free(context: Any, worker: str) -> None:
+    subject = context.world.workers[worker]
+    assert is_free(subject.machine.host, subject.port)
+
+
+@then('worker "{worker:Text}" has unloaded its model')
+def has_unloaded(context: Any, worker: str) -> None:
+    log = context.world.workers[worker].log
+    wait_until(lambda: observing.log_lines(log, "model_unloaded"), START_S, "the model unloaded")
+    assert len(observing.log_lines(log, "model_unloaded")) == 1
+
+
+@then('the answers of worker "{worker:Text}" to "{request:Text}" of the command were')
+def answers_of_command(context: Any, worker: str, request: str) -> None:
+    held = {context.world.holders[worker].correlation_id}
+    answers = context.world.workers[worker].requests(request)
+    own = [line for line in answers if line["correlation_id"] not in held]
+    seen = [[str(line["status"]), line.get("error_code", "")] for line in own]
+    assert seen == cells(context.table), answers
+
+
+@then('the only worker on "{machine:Text}" runs with "{arguments:Text}"')
+def only_worker_runs_with(context: Any, machine: str, arguments: str) -> None:
+    (process,) = context.world.fleet.machine(machine).worker_processes
+    assert arguments in " ".join(process.cmdline()), process.cmdline()
+
+
+@then('worker "{worker:Text}" has ended with exit status 0')
+def has_ended_with_0(context: Any, worker: str) -> None:
+    subject = context.world.workers[worker]
+    # The hive has ended: what it logged about the worker's end came before.
+    assert subject.exit_line is not None, f"its hive has logged no end of {worker}"
+    assert (subject.exit_line["exit_status"], subject.is_alive) == (0, False), subject.exit_line
+
+
+@then("the workers {workers:Names} have ended with exit status 0, before their hive")
+def ended_before_hive(context: Any, workers: list[str]) -> None:
+    assert workers
+    for name in workers:
+        has_ended_with_0(context, name)
+
+
+@then(
+    "the workers {workers:Names} were asked to end within {limit:d} s of the signal "
+    "and {spread:d} s of each other"
+)
+def asked_together(context: Any, workers: list[str], limit: int, spread: int) -> None:
+    world = context.world
+    requests = [world.workers[name].requests("POST /v1/admin/shutdown") for name in workers]
+    assert [[line["status"] for line in asked] for asked in requests] == [[202]] * len(workers), requests
+    times = [unix_of(asked[0]["timestamp"]) for asked in requests]
+    assert max(times) - world.signalled_unix < limit, (times, world.signalled_unix)
+    assert max(times) - min(times) < spread, times
