@@ -8,9 +8,9 @@ from rbee.core.errors import ServiceUnavailable
 from rbee.core.settings import Settings
 from rbee.queen.fleet import Fleet
 from rbee.queen.inference import TaskFlow
+from rbee.queen.known_workers import KnownWorkers
 from rbee.queen.metrics import Metrics
 from rbee.queen.ports import NodeLogin, NodeTransport
-from rbee.queen.readiness import KnownWorkers
 from rbee.queen.registry import Nodes
 from rbee.queen.routes import health, logs, models, orchestrator, plan, registry, tasks, workers
 from rbee.queen.tasks import OpenTasks

@@ -25,10 +25,11 @@ from rbee.core.settings import Timing
 from rbee.queen.early import EarlyRequest
 from rbee.queen.fleet import Fleet
 from rbee.queen.greenlets import spawn
+from rbee.queen.known_workers import KnownWorkers
 from rbee.queen.metrics import Metrics
 from rbee.queen.placement import Wanted
 from rbee.queen.ports import WorkerApi
-from rbee.queen.readiness import KnownWorkers, WorkerFinder, WorkerLeft
+from rbee.queen.readiness import WorkerFinder, WorkerLeft
 from rbee.queen.registry import Node
 from rbee.queen.relay import InferenceRelay, Send
 from rbee.queen.retries import busy_line, busy_wait_s

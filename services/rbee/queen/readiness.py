@@ -22,8 +22,9 @@ from rbee.core.settings import Timing
 from rbee.queen.early import EarlyRequest
 from rbee.queen.fleet import Fleet, Narrate
 from rbee.queen.greenlets import spawn
+from rbee.queen.known_workers import KnownWorkers
 from rbee.queen.placement import Wanted, choose_worker
-from rbee.queen.ports import HiveApi, WorkerAccess, WorkerApi, WorkerRecord
+from rbee.queen.ports import HiveApi, WorkerApi
 from rbee.queen.registry import Node
 from rbee.queen.relay import (
     LoadingProgress,
@@ -34,9 +35,6 @@ from rbee.queen.relay import (
     relay_startup,
 )
 
-_KEYS_KEPT = 1024
-_LAST_KEPT = 256
-
 
 class WorkerLeft(Exception):
     """The chosen worker is shutting down or gone; another one may serve."""
@@ -44,41 +42,6 @@ class WorkerLeft(Exception):
     def __init__(self, error: RbeeError) -> None:
         super().__init__(error.message)
         self.error = error
-
-
-class KnownWorkers:
-    """Keys of workers this queen spawned or asked for; in memory only."""
-
-    def __init__(self) -> None:
-        self._access: dict[str, WorkerAccess] = {}
-        self._last: dict[tuple[str, Wanted], str] = {}
-
-    def learn(self, access: WorkerAccess) -> WorkerAccess:
-        while len(self._access) >= _KEYS_KEPT:
-            self._access.pop(next(iter(self._access)))
-        self._access[access.worker_id] = access
-        return access
-
-    def access_to(self, hive: HiveApi, record: WorkerRecord) -> WorkerAccess:
-        """How to call a listed worker; its hive is asked when this queen has no key for it."""
-        known = self._access.get(record.worker_id)
-        if known is not None and known.url == record.url:
-            return known
-        with hive_answers(hive):
-            return self.learn(hive.access(record.worker_id))
-
-    def note_served(self, node: Node, wanted: Wanted, worker_id: str) -> None:
-        """This worker has just carried out such a task."""
-        while len(self._last) >= _LAST_KEPT:
-            self._last.pop(next(iter(self._last)))
-        self._last[(node.node_name, wanted)] = worker_id
-
-    def last_for(self, node: Node, wanted: Wanted) -> WorkerAccess | None:
-        """The worker that carried out the last such task on the node, unless it is known to be gone."""
-        return self._access.get(self._last.get((node.node_name, wanted), ""))
-
-    def forget(self, worker_id: str) -> None:
-        self._access.pop(worker_id, None)
 
 
 class WorkerFinder:
@@ -120,27 +83,18 @@ class WorkerFinder:
             WorkerLeft: it began to shut down meanwhile.
             RbeeError: what keeps the hive from giving one; LoadingTimeout, WorkerStartFailed.
         """
-        wanted = self._wanted
-        with hive_answers(hive):
-            listed = hive.workers()
-        chosen = choose_worker(
-            listed,
-            wanted.model_ref,
-            wanted.backend,
-            wanted.device,
-            excluded=self._left,
-            # The hive may see that worker busy, with this very request.
-            serving=early.access.worker_id if early is not None and not early.is_refused else None,
-        )
-        if chosen is None:
-            worker, outcome = self._spawn(node, hive), "spawned"
-        else:
-            worker = self._fleet.peers.worker(self._known.access_to(hive, chosen))
-            outcome = "reused"
-            if chosen.state is WorkerState.LOADING:
-                outcome = "waited"
-                self._follow_startup(hive, worker)
+        decisions = self._known.decisions
+        worker, outcome = self._existing(hive, early)
+        if worker is None:
+            self._provide(node, hive)
+            # Of tasks that need the same worker at the same time one spawns it, the others find it loading.
+            with self._known.one_at_a_time(node, self._wanted):
+                if self._known.decisions != decisions:
+                    worker, outcome = self._existing(hive, None)
+                if worker is None:
+                    worker, outcome = self._spawn(hive), "spawned"
         if outcome != "reused":
+            self._follow_startup(hive, worker)
             self._await_ready(hive, worker)
         self._count(outcome)
         return worker
@@ -153,18 +107,34 @@ class WorkerFinder:
         self._log.info("worker_left", message=error.message, worker_id=worker.access.worker_id)
         return WorkerLeft(error)
 
-    def _spawn(self, node: Node, hive: HiveApi) -> WorkerApi:
-        """Steps 6 and 7: preflight, model, worker."""
+    def _existing(self, hive: HiveApi, early: EarlyRequest | None) -> tuple[WorkerApi | None, str]:
+        """A worker the hive has, and whether it is ``reused`` or must be ``waited`` for."""
         wanted = self._wanted
+        with hive_answers(hive):
+            listed = hive.workers()
+        # The hive may see that worker busy, with this very request.
+        serving = early.access.worker_id if early is not None and not early.is_refused else None
+        chosen = choose_worker(
+            listed, wanted.model_ref, wanted.backend, wanted.device, excluded=self._left, serving=serving
+        )
+        if chosen is None:
+            return None, ""
+        worker = self._fleet.peers.worker(self._known.access_to(hive, chosen))
+        return worker, "waited" if chosen.state is WorkerState.LOADING else "reused"
+
+    def _provide(self, node: Node, hive: HiveApi) -> None:
+        """Step 6: preflight and model."""
         self._fleet.preflight(node, hive)
         self._narrate("preflight", f"rbee-hive on {node.node_name} is alive")
-        provide_model(hive, wanted.model_ref, self._send)
+        provide_model(hive, self._wanted.model_ref, self._send)
+
+    def _spawn(self, hive: HiveApi) -> WorkerApi:
+        """Step 7 up to the hive's consent."""
+        wanted = self._wanted
         with hive_answers(hive):
             access = self._known.learn(hive.spawn(wanted.model_ref, wanted.backend, wanted.device))
         self._log.info("worker_spawned", message="spawn accepted", worker_id=access.worker_id)
-        worker = self._fleet.peers.worker(access)
-        self._follow_startup(hive, worker)
-        return worker
+        return self._fleet.peers.worker(access)
 
     def _follow_startup(self, hive: HiveApi, worker: WorkerApi) -> None:
         with hive_answers(hive), hive.narration(worker.access.worker_id) as events:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import socket
 import threading
@@ -126,6 +127,15 @@ def test_a_loading_worker_is_waited_for(queen, hive: Start) -> None:
     assert answer.text.startswith(" bee0")
     assert [p["layers_loaded"] for p in answer.named("progress")] == [0, 2, 4]
     assert not peer.requests("/v1/models/download")
+
+
+def test_tasks_that_need_the_same_worker_at_once_spawn_one_between_them(queen, hive: Start) -> None:
+    peer = hive(spawn_delay_s=0.3)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: run_task(queen.url, TASK), range(3)))
+    assert [answer.text[:5] for answer in answers] == [" bee0"] * 3
+    spawned = [r["body"] for r in peer.requests("/v1/workers/spawn") if "model_ref" in r["body"]]
+    assert spawned == [{"model_ref": MODEL}]
 
 
 def test_the_embedded_default_is_used_when_no_model_is_named(queen, hive: Start) -> None:
