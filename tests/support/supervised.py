@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable
@@ -142,7 +143,7 @@ class Supervised:
         self.checks, self.vram_meter = FakeChecks(), FakeVram()
         self.connections: dict[int, FakeConnection] = {}
         self.registry = WorkerRegistry(self.told.append)
-        self.ports = WorkerPorts(8001, 8003, [], lambda _port: True)
+        self.ports = WorkerPorts(8001, 8003, [], lambda _port: io.StringIO())
         self.stopper = WorkerStopper(self.registry, self.metrics, self.log)
         self.vram = VramRecovery(self.vram_meter, timing, self.log)
         self.supervisor = Supervisor(

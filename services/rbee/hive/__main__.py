@@ -133,7 +133,7 @@ class _Start:
         from rbee.hive.routes.workers import READY_PATH
         from rbee.hive.service import Hive, HiveFacts, HivePorts
         from rbee.hive.threads import in_thread
-        from rbee.hive.worker_ports import can_listen, listening_host, reachable_host, url_host
+        from rbee.hive.worker_ports import claim_port, listening_host, reachable_host, url_host
         from rbee.web.app import correlation_id
         from rbee.web.auth import KeyRing
 
@@ -178,7 +178,7 @@ class _Start:
             daemon_pid=serving.daemon_pid,
             owner=self.owner,
             worker_url=lambda port: f"http://{url_host(worker_host)}:{port}",
-            can_listen=lambda port: can_listen(listening, port),
+            claim_port=lambda port: claim_port(listening, port),
             request_shutdown=serving.request_shutdown,
             read_key=lambda: load_api_key(settings, self.environ),
         )

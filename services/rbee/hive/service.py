@@ -31,7 +31,7 @@ from rbee.hive.stopping import WorkerStopper
 from rbee.hive.supervision import Supervisor
 from rbee.hive.threads import in_thread
 from rbee.hive.vram import VramRecovery
-from rbee.hive.worker_ports import WorkerPorts
+from rbee.hive.worker_ports import PortClaim, WorkerPorts
 from rbee.hive.workers import WorkerEvent, WorkerRegistry
 from rbee.web.auth import KeyRing
 from rbee.web.sse import OpenStreams
@@ -60,8 +60,8 @@ class HiveFacts:
     daemon_pid: int
     owner: str | None
     worker_url: Callable[[int], str]
-    can_listen: Callable[[int], bool]
-    """Whether a worker could listen on a port now."""
+    claim_port: Callable[[int], PortClaim | None]
+    """Takes a port for a worker, if one could listen on it now."""
     request_shutdown: Callable[[], None]
     read_key: Callable[[], str | None]
     """Reads the fleet key again; raises SettingsError."""
@@ -84,7 +84,7 @@ class Hive:
             settings.pool.worker_port_min,
             settings.pool.worker_port_max,
             reserved_ports(settings, facts.port),
-            facts.can_listen,
+            facts.claim_port,
         )
         vram = VramRecovery(ports.devices, timing, log)
         self.supervisor = Supervisor(

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 from rbee.core.errors import WorkerStartFailed
 
 ALL_ADDRESSES = {4: "0.0.0.0", 6: "::"}  # noqa: S104 (workers have keys)
+
+
+class PortClaim(Protocol):
+    """A port that is a hive's own until it is closed."""
+
+    def close(self) -> None: ...
 
 
 class WorkerPorts:
@@ -17,14 +25,16 @@ class WorkerPorts:
     Args:
         first, last: the range, both ends included.
         never: ports of queen and hive.
-        is_free: whether a worker could listen on a port now.
+        claim: takes a port if a worker could listen on it now, else gives None.
     """
 
-    def __init__(self, first: int, last: int, never: Collection[int], is_free: Callable[[int], bool]) -> None:
+    def __init__(
+        self, first: int, last: int, never: Collection[int], claim: Callable[[int], PortClaim | None]
+    ) -> None:
         self._range = range(first, last + 1)
         self._never = frozenset(never)
-        self._is_free = is_free
-        self._promised: set[int] = set()
+        self._claim = claim
+        self._promised: dict[int, PortClaim] = {}
 
     def reserve(self) -> int:
         """A port that is this caller's until it is released.
@@ -33,15 +43,37 @@ class WorkerPorts:
             WorkerStartFailed: none is free.
         """
         for port in self._range:
-            if port not in self._never and port not in self._promised and self._is_free(port):
-                self._promised.add(port)
+            if port in self._never or port in self._promised:
+                continue
+            claim = self._claim(port)
+            if claim is not None:
+                self._promised[port] = claim
                 return port
-        raise WorkerStartFailed(
-            f"no free port from {self._range.start} to {self._range.stop - 1}",
-        )
+        raise WorkerStartFailed(f"no free port from {self._range.start} to {self._range.stop - 1}")
 
     def release(self, port: int) -> None:
-        self._promised.discard(port)
+        claim = self._promised.pop(port, None)
+        if claim is not None:
+            claim.close()
+
+
+def claim_port(host: str, port: int) -> socket.socket | None:
+    """Claim a port among all hives of this machine; None when another has it or somebody listens on it.
+
+    A worker binds its port a moment after it was chosen, and a second hive would choose the same one
+    meanwhile. So a hive holds a name in Linux's abstract socket namespace for each port of its workers; the
+    kernel drops it with the process. Elsewhere only listeners are seen.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        if sys.platform == "linux":
+            claim.bind(f"\0rbee-worker-{host}-{port}")
+        if can_listen(host, port):
+            return claim
+    except OSError:
+        pass
+    claim.close()
+    return None
 
 
 def listening_host(url_host: str) -> str:
