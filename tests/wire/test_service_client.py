@@ -23,7 +23,13 @@ def heads() -> list[bytes]:
 
 
 @pytest.fixture
-def serve(heads: list[bytes]) -> Iterator[Serve]:
+def closed() -> threading.Semaphore:
+    """Released once for each connection that the server has closed."""
+    return threading.Semaphore(0)
+
+
+@pytest.fixture
+def serve(heads: list[bytes], closed: threading.Semaphore) -> Iterator[Serve]:
     """Starts a server that takes requests without bodies and does with each what it is told next.
 
     After its last answer it closes the connection; a new connection continues with the next answer.
@@ -58,6 +64,7 @@ def serve(heads: list[bytes]) -> Iterator[Serve]:
                                 break
                             continue
                         break
+                closed.release()
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
@@ -183,10 +190,13 @@ def test_a_connection_is_used_again(serve: Serve) -> None:
     assert len(opened) == 1
 
 
-def test_a_kept_connection_that_the_service_closed_is_replaced(serve: Serve) -> None:
+def test_a_kept_connection_that_the_service_closed_is_replaced(
+    serve: Serve, closed: threading.Semaphore
+) -> None:
     client = ServiceClient(serve(closing(OK), OK))
-    assert client.post("/x", {}) == {"ok": True}
-    assert client.post("/x", {}) == {"ok": True}
+    assert client.post("/x") == {"ok": True}
+    assert closed.acquire(timeout=5)
+    assert client.post("/x") == {"ok": True}
     client.close()
 
 

@@ -151,6 +151,7 @@ class _Start:
             create_app(queen),
             request_shutdown=serving.request_shutdown,
             reload_key=lambda: self._reload_key(keys, peers),
+            registry_exists=self._database.is_file,
             keeper_pid=self.keeper_pid,
         )
 

@@ -32,6 +32,7 @@ class QueenService:
     Args:
         request_shutdown: begins the cascade as a signal would.
         reload_key: reads the key file again.
+        registry_exists: whether the node registry is on disk.
         keeper_pid: an ephemeral queen ends when its standard input is a pipe that closes, or, where it is
             none, with this process.
     """
@@ -43,12 +44,14 @@ class QueenService:
         *,
         request_shutdown: Callable[[], None],
         reload_key: Callable[[], None],
+        registry_exists: Callable[[], bool],
         keeper_pid: int | None,
     ) -> None:
         self.app: Any = app
         self._queen = queen
         self._request_shutdown = request_shutdown
         self._reload_key = reload_key
+        self._registry_exists = registry_exists
         self._keeper_pid = keeper_pid
         self._log = get_logger("queen-rbee")
         self._background: list[gevent.Greenlet] = []
@@ -91,6 +94,8 @@ class QueenService:
 
     def _keep_registry(self) -> None:
         """An ephemeral queen opens its registry late, yet leaves one behind; its hives end meanwhile."""
+        if self._registry_exists():
+            return
         try:
             self._queen.nodes.open()
         except RbeeError as error:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from rbee.queen.adapters.sqlite_nodes import SqliteNodes
 from support.daemons import Daemon, environment, wait_until
 from support.queens import start_queen, write_config
 from support.scripted import OpenTask, ScriptedHive, TaskAnswer, free_port, run_task
@@ -176,6 +177,8 @@ def start_ephemeral(home: Path) -> tuple[subprocess.Popen[str], str]:
 
 
 def test_an_ephemeral_queen_ends_by_itself_when_its_keeper_is_gone(tmp_path: Path) -> None:
+    # Not the very first queen of this home, which also has its registry to make.
+    SqliteNodes(tmp_path / ".rbee" / "beehives.db").close()
     process, url = start_ephemeral(tmp_path)
     try:
         assert requests.get(f"{url}/health", timeout=5).status_code == 200
