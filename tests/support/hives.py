@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,10 @@ class HiveNode:
         sections: dict[str, dict[str, object]] = {name: dict(values) for name, values in config.items()}
         pool = sections.setdefault("pool", {})
         pool.setdefault("name", "testnode")
+        # A range of its own: hives of other tests may run at the same time.
+        first_port = 10_000 + 20 * random.randrange(1000)
+        pool.setdefault("worker_port_min", first_port)
+        pool.setdefault("worker_port_max", max(first_port, int(str(pool["worker_port_min"]))) + 19)
         if worker is not None:
             pool.setdefault("worker_command", f"{SCRIPTED} {worker}".strip())
         sections["timing"] = {**QUICK, **timing}
