@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
 from support.daemons import wait_until
 
 INSTALL_HINT = "OpenSSH's server is needed: apt-get install openssh-server"
