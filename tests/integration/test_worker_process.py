@@ -4,6 +4,7 @@ import http.client
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rbee.worker.__main__ import SPIN_COUNT
 from support.daemons import environment, wait_until
 from support.tiny_ct2 import LAYERS, write_tiny_model
 from support.worker_process import (
@@ -80,6 +82,21 @@ def test_a_loaded_worker_generates_and_is_idle_again(worker: WorkerProcess) -> N
     after = worker.ready()
     assert (after["state"], after["slots_available"]) == ("idle", 1)
     assert after["idle_since"] > before
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [({}, SPIN_COUNT), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_the_engines_threads_do_not_spin_for_long_unless_told_to(
+    tmp_path: Path, model: Path, env: dict[str, str], expected: str
+) -> None:
+    with running_worker(tmp_path, model, env={**env, "OMP_DISPLAY_ENV": "VERBOSE"}) as worker:
+        worker.wait_state("idle")
+        found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", worker.daemon.output)
+    if found is None:
+        pytest.skip("the engine has another OpenMP library")
+    assert found.group(1) == expected
 
 
 def test_two_slots_serve_two_requests_at_once(tmp_path: Path, model: Path) -> None:

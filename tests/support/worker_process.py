@@ -121,11 +121,18 @@ class WorkerProcess:
 
 @contextmanager
 def running_worker(
-    home: Path, model: Path, *, settings: dict[str, Any] | None = None, key: str = KEY
+    home: Path,
+    model: Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    key: str = KEY,
+    env: dict[str, str] | None = None,
 ) -> Iterator[WorkerProcess]:
     """A worker of ``model``; it may still be loading. Ended at the end."""
     point = CallbackPoint()
-    extra = {"RBEE_WORKER_SETTINGS": json.dumps(settings)} if settings else {}
+    extra = {**(env or {})}
+    if settings:
+        extra["RBEE_WORKER_SETTINGS"] = json.dumps(settings)
     try:
         arguments = worker_arguments(model, point.url, key)
         with Daemon("llm-worker-rbee", arguments, environment(home, extra)) as daemon:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from rbee.worker.service import WorkerService
 
 PROGRAM = "llm-worker-rbee"
-SPIN_COUNT = "1000"
+SPIN_COUNT = "500"
 """How often the engine's threads look again at a barrier before they sleep; set before it is loaded.
 
 By default they spin for so long that on a machine which does anything else, a second worker for one, every
-barrier waits for a thread that is not running. Milliseconds per token, float32 model, two cores, idle | busy:
-default 36 | 490, 10,000: 33 | 273, 1,000: 36 | 96, 300: 38 | 81, none (OMP_WAIT_POLICY=passive): 44 | 73.
+barrier waits for a thread that is not running. Milliseconds per token of a float32 model on two cores, idle:
+default 36, 1,000: 36, 300: 38, none (OMP_WAIT_POLICY=passive): 44; beside a load of 6: default over 500,
+1,000: 213, 500: 160, 300: 157, none: 154.
 """
 
 
