@@ -47,18 +47,18 @@ def port_is_held(context: Any) -> None:
 
 @given('a machine "{name:Text}" that runs an SSH server')
 def machine_with_sshd(context: Any, name: str) -> None:
-    context.world.fleet.node(name)
+    context.world.fleet.provide_node(name)
 
 
 @given('the registered machine "{name:Text}"')
 def registered_machine(context: Any, name: str) -> None:
-    context.world.fleet.register(context.world.fleet.node(name))
+    context.world.fleet.register(context.world.fleet.provide_node(name))
 
 
 @given('the registered machine "{name:Text}", whose hive is recorded')
 def recorded_machine(context: Any, name: str) -> None:
     fleet = context.world.fleet
-    node = fleet.node(name)
+    node = fleet.provide_node(name)
     fleet.record_hive(name)
     fleet.register(node)
 
@@ -66,7 +66,7 @@ def recorded_machine(context: Any, name: str) -> None:
 @given('the registered machine "{name:Text}", on whose hive port nobody ever answers')
 def silent_machine(context: Any, name: str) -> None:
     fleet = context.world.fleet
-    node = fleet.node(name)
+    node = fleet.provide_node(name)
     context.world.silent = SilentPort(node.host)
     fleet.peers.append(context.world.silent)
     node.hive_port = context.world.silent.port

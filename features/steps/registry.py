@@ -23,7 +23,7 @@ def registry_rows(fleet: Fleet) -> dict[str, dict[str, Any]]:
 @given('a machine "{name:Text}" whose SSH port accepts connections and stays silent')
 def silent_ssh_port(context: Any, name: str) -> None:
     world = context.world
-    machine = world.fleet.machine(name)
+    machine = world.fleet.provide(name)
     world.silent = SilentPort(machine.host)
     world.fleet.peers.append(world.silent)
     machine.ssh_port = world.silent.port

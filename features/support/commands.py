@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class RunningCommand:
             reader.join(1)
 
 
-def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str = "the condition") -> T:
+def wait_until(condition: Callable[[], T], timeout_s: float, what: str) -> T:
     """Poll until ``condition`` gives something true.
 
     Raises:
@@ -174,5 +175,5 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str = 
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come about within {timeout_s:g} s")
-        time.sleep(0.05)
+        time.sleep(POLL_S)
     return value

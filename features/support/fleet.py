@@ -11,6 +11,7 @@ import psutil
 from features.support import ports, processes
 from features.support.commands import CommandResult, RunningCommand, wait_until
 from features.support.machines import DaemonProcess, Machine, Node
+from features.support.observing import call
 from features.support.recorder import Recorder
 from features.support.sandbox import Sandbox, merged, program
 
@@ -87,19 +88,30 @@ class Fleet:
     # Machines and their hives.
 
     def machine(self, name: str) -> Machine:
-        """A machine; a new one can run a hive, but has no SSH server."""
+        """A machine that a Given step has named before."""
+        assert name in self.machines, f"there is no machine {name} in this scenario"
+        return self.machines[name]
+
+    def node(self, name: str) -> Node:
+        """Such a machine with an SSH server."""
+        found = self.machine(name)
+        assert isinstance(found, Node), f"{name} has no SSH server"
+        return found
+
+    def sandbox(self, name: str) -> Sandbox:
+        """The sandbox of a machine, made now if need be; ``blep`` and ``localhost`` are one."""
+        return self.blep if name == "blep" else self.provide(name).sandbox
+
+    def provide(self, name: str) -> Machine:
+        """The machine; a new one can run a hive, but has no SSH server."""
         if name not in self.machines:
             host = self._new_host()
             hive_port, worker_port = self.port(host), self.port(host, Machine.WORKER_PORTS)
             self.machines[name] = Machine(name, Sandbox(self.folder, name), host, hive_port, worker_port)
         return self.machines[name]
 
-    def sandbox(self, name: str) -> Sandbox:
-        """The sandbox of a machine; ``blep`` and ``localhost`` are one."""
-        return self.blep if name == "blep" else self.machine(name).sandbox
-
-    def node(self, name: str) -> Node:
-        """A machine with a running sshd."""
+    def provide_node(self, name: str) -> Node:
+        """The machine with a running SSH server."""
         if name not in self.machines:
             host = self._new_host()
             hive_port, worker_port = self.port(host), self.port(host, Machine.WORKER_PORTS)
@@ -107,9 +119,7 @@ class Fleet:
             node = Node(name, sandbox, host, hive_port, worker_port, ssh_port, self.key)
             self.machines[name] = node
             node.ssh.start()
-        found = self.machines[name]
-        assert isinstance(found, Node), f"{name} has no SSH server"
-        return found
+        return self.node(name)
 
     def _new_host(self) -> str:
         return f"127.0.0.{10 + len(self.machines)}"
@@ -120,7 +130,7 @@ class Fleet:
 
     def start_hive(self, name: str) -> Machine:
         """Start a hive by hand on a machine."""
-        machine = self.machine(name)
+        machine = self.provide(name)
         self.daemons.append(machine.start_hive())
         return machine
 
@@ -131,25 +141,20 @@ class Fleet:
         self.peers.append(machine.recorder)
         return machine.recorder
 
-    def add_node(self, node: Node, *more: str, **flags: str) -> CommandResult:
-        """``setup add-node`` with the node's true data, unless ``flags`` say otherwise."""
-        values = {
-            "name": node.name,
-            "ssh-host": node.host,
-            "ssh-port": str(node.ssh.port),
-            "ssh-user": node.ssh.user,
-            "ssh-key": str(self.key),
-            "install-path": node.install_path,
-            "hive-port": str(node.registered_port),
-            **{name.replace("_", "-"): value for name, value in flags.items()},
-        }
-        words = [word for name, value in values.items() for word in (f"--{name}", value)]
-        return self.keeper("setup", "add-node", *words, *more)
-
     def register(self, node: Node) -> None:
-        """Add a node through the product."""
-        result = self.add_node(node)
-        assert result.exit_code == 0, result
+        """Add a node through the product, as ``setup add-node`` does."""
+        assert self.queen is not None, "a queen is needed to register a machine"
+        body = {
+            "node_name": node.name,
+            "ssh_host": node.host,
+            "ssh_port": node.ssh.port,
+            "ssh_user": node.user,
+            "ssh_key_path": str(self.key),
+            "install_path": node.install_path,
+            "hive_port": node.registered_port,
+        }
+        answer = call("POST", f"{self.queen.url}/v2/registry/beehives/add", body)
+        assert answer.status == 200, answer.body
         node.logins_at_registration = len(node.ssh.logins)
 
     # The end.
@@ -181,7 +186,7 @@ class Fleet:
 
     def _leftovers(self) -> list[str]:
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not self.processes(), 5)
+            wait_until(lambda: not self.processes(), 5, "the end of all processes")
         alive = self.processes()
         left = [f"process {p.pid}: {' '.join(processes.arguments(p))}" for p in alive]
         for process in alive:

@@ -30,7 +30,7 @@ def value(world: World, text: str) -> Any:
 def check_fields(seen: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
     """Every wanted field is there with its value; others may be there too."""
     assert seen is not None, f"there is nothing that could have {dict(wanted)}"
-    found = {name: seen.get(name) for name in wanted}
+    found = {name: seen[name] for name in wanted if name in seen}
     assert found == dict(wanted), f"{found} is not {dict(wanted)}; all: {seen}"
 
 
