@@ -95,6 +95,18 @@ Feature: Cross-Node Inference Request Flow - registering nodes
         | the SSH server of "workstation" knows another key | Permission denied            |
         | blep knows another host key of "workstation"      | Host key verification failed |
 
+    Scenario: Add node with SSH connection failure - a key that is no longer accepted
+      Given a queen
+      And the registered machine "workstation"
+      And the SSH server of "workstation" knows another key
+      When blep runs "setup add-node --name twin --ssh-host $workstation.host --ssh-port $workstation.ssh_port --ssh-user $workstation.user --ssh-key $key --install-path ~/rbee"
+      Then the queen has answered "POST /v2/registry/beehives/add" with 502 SSH_CONNECTION_FAILED
+      And the registry has no row "twin"
+      And stdout has "[queen-rbee] ❌ SSH connection failed: Permission denied"
+      And stderr has a line that starts with "Error:"
+      And stderr has a line that starts with "Suggestion:"
+      And the exit code is 1
+
     Scenario: Add node with SSH connection failure - no such key file
       Given a queen
       And a machine "workstation" that runs an SSH server

@@ -104,6 +104,19 @@ def test_openssh_serves_many_commands_with_one_login_and_leaves_nothing(
     ]
 
 
+def test_a_forgotten_node_is_logged_in_to_anew(
+    tmp_path: Path, server: tuple[SshNode, Path], node: Node
+) -> None:
+    (tmp_path / "run").mkdir()
+    transport = OpenSsh("ssh", tmp_path, Timing(ssh_connect_timeout_s=5), dict(os.environ))
+    before = len(server[0].logins)
+    for _ in range(2):
+        transport.forget(node)
+        assert transport.run(node, ["true"], 20).exit_code == 0
+    assert len(server[0].logins) == before + 2
+    transport.close()
+
+
 def test_a_home_whose_path_is_long_or_has_blanks_is_no_obstacle(tmp_path: Path, node: Node) -> None:
     home = tmp_path / ("long name " * 9) / "state"
     (home / "run").mkdir(parents=True)

@@ -237,6 +237,9 @@ class NodeTransport(Protocol):
             SshConnectionFailed: the command was not run, or not to its end.
         """
 
+    def forget(self, node: Node) -> None:
+        """Give up the connection that is kept for the node's login: the next command logs in anew."""
+
     def close(self) -> None:
         """Give up connections that are kept open."""
 

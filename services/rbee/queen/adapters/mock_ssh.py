@@ -50,6 +50,9 @@ class MockSsh:
             raise login_failed(node, SshReason.FAILED) from error
         return Completed(done.returncode, done.stdout, done.stderr)
 
+    def forget(self, node: Node) -> None:
+        """Nothing is kept open."""
+
     def close(self) -> None:
         """Nothing is kept open."""
 

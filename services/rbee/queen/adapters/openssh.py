@@ -78,6 +78,10 @@ class OpenSsh:
                 break
         raise login_failed(node, reason)
 
+    def forget(self, node: Node) -> None:
+        if self._used.pop(self._name(node), None) is not None:
+            self._close_one(node)
+
     def close(self) -> None:
         """End the kept connections and remove their sockets."""
         closing = [gevent.spawn(self._close_one, node) for node in self._used.values()]
