@@ -39,7 +39,7 @@ class FileRun:
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m features", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2, help="feature files at the same time (2)")
+    parser.add_argument("--jobs", type=int, default=3, help="feature files at the same time (3)")
     parser.add_argument("--self-check", action="store_true", help="every scenario must fail")
     parser.add_argument("--slow", action="store_true", help="also what is tagged @slow")
     parser.add_argument("files", nargs="*", type=Path, help="feature files; all without them")

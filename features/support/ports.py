@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import tempfile
 from pathlib import Path
@@ -16,7 +17,10 @@ class PortBlock:
 
     def __init__(self) -> None:
         folder = Path(tempfile.gettempdir()) / "rbee-features-ports"
-        folder.mkdir(mode=0o1777, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(PermissionError):
+            # Runs of all users claim their blocks here.
+            folder.chmod(0o1777)
         self._lock, self._first = _claim(folder)
         self._next = 0
 
