@@ -70,7 +70,9 @@ def test_silence_is_broken_by_comments(sample: Daemon) -> None:
         client.sendall(b"GET /v1/stream/silent HTTP/1.1\r\nHost: x\r\n\r\n")
         received = b""
         while received.count(b": keep-alive\n\n") < 2:
-            received += client.recv(4096)
+            piece = client.recv(4096)
+            assert piece, f"the stream ended after {received!r}"
+            received += piece
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -87,7 +87,9 @@ def test_a_worker_without_http_is_given_up_and_killed(start_hive: Start, model: 
 
 def test_a_worker_whose_callback_never_came_is_found(start_hive: Start, model: str) -> None:
     hive = start_hive(worker="--no-callback")
-    hive.idle_worker(model)
+    record = hive.worker(hive.idle_worker(model)["worker_id"])
+    assert record is not None
+    assert record["state"] == "idle"
 
 
 def test_the_record_turns_idle_without_any_request(start_hive: Start, model: str) -> None:
