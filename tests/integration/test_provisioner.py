@@ -289,7 +289,7 @@ def test_fetching_from_one_source_does_not_load_the_libraries_of_others(place: P
     script = (
         "import sys, rbee.models.provisioner, rbee.models.fetching\n"
         "import rbee.models.providers.package_index, rbee.models.providers.local_file\n"
-        "heavy = {'huggingface_hub', 'numpy', 'gguf', 'ctranslate2', 'sqlalchemy', 'pydantic', 'structlog'}\n"
+        "heavy = {'huggingface_hub', 'numpy', 'gguf', 'ctranslate2', 'sqlalchemy', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 import flask
 import prometheus_client
-import structlog
 
 from rbee.core.errors import InvalidRequest, TooManyRequests
-from rbee.core.logs import escape_control, get_logger
+from rbee.core.logs import begin_request, escape_control, get_logger
 from rbee.core.schemas import Body, validate
 from rbee.web.auth import KeyRing
 from rbee.web.errors import install_error_handlers
@@ -66,8 +65,7 @@ def create_service_app(
         flask.g.started = time.perf_counter()
         identity = _accepted_correlation_id(request.headers.get("X-Correlation-ID"))
         _correlation.set(identity)
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(correlation_id=identity)
+        begin_request(correlation_id=identity)
         if flood.is_over(request.remote_addr):
             raise TooManyRequests()
         if request.path in own_key_paths:

@@ -1,10 +1,24 @@
 """Log lines: one line per event, no secrets, no raw control characters."""
 
+import contextvars
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from rbee.core.logs import escape_control, fingerprint, redact, render_line
+from rbee.core.logs import (
+    begin_request,
+    bind_request,
+    configure_logging,
+    escape_control,
+    fingerprint,
+    get_logger,
+    redact,
+    render_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +55,59 @@ def test_control_characters_become_visible() -> None:
 
 def test_a_fingerprint_shows_six_hex_digits_only() -> None:
     assert fingerprint("0123456789abcdef") == "token:9f9f51"
+
+
+def test_what_is_bound_to_the_request_and_the_logger_stands_in_every_line(tmp_path: Path) -> None:
+    file = tmp_path / "log" / "x.log"
+
+    def write() -> None:
+        begin_request(correlation_id="one")
+        bind_request(request_id="two")
+        log = get_logger("part").bind(node="here")
+        log.info("happened", message="done", count=3)
+        log.error("failed", exc_info=ValueError("token=hunter2-hunter2"))
+
+    with restored_logging():
+        configure_logging("info", file=file)
+        contextvars.copy_context().run(write)
+        logging.getLogger("other").warning("a %s", "line")
+    first, second, third = (json.loads(line) for line in file.read_text().splitlines())
+    assert first.pop("timestamp").endswith("Z")
+    assert first == {
+        "level": "info",
+        "component": "part",
+        "event": "happened",
+        "correlation_id": "one",
+        "request_id": "two",
+        "node": "here",
+        "message": "done",
+        "count": 3,
+    }
+    assert second["level"] == "error"
+    assert "ValueError" in second["exception"]
+    assert "hunter2" not in second["exception"]
+    assert (third["component"], third["event"], third["message"]) == ("other", "library_log", "a line")
+
+
+def test_events_below_the_level_are_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "x.log"
+    with restored_logging():
+        configure_logging("warn", file=file)
+        get_logger("part").info("quiet")
+        get_logger("part").warning("loud")
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["loud"]
+
+
+@contextmanager
+def restored_logging() -> Iterator[None]:
+    """Logging as it was before, whatever is configured within."""
+    root, own = logging.getLogger(), logging.getLogger("rbee")
+    before = (root.handlers[:], root.level, own.level)
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            handler.close()
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+        own.setLevel(before[2])

@@ -1,11 +1,11 @@
 """The checks before a worker starts: their order, their figures, what they say."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from rbee.core.errors import (
     BackendUnavailable,
@@ -65,10 +65,10 @@ def test_required_memory_is_a_fifth_more_than_the_size_rounded_up(size: int, mb:
     assert required_mb(size) == mb
 
 
-def test_the_checks_come_in_order_and_are_told_and_logged() -> None:
+def test_the_checks_come_in_order_and_are_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     story = Story()
     probe = FakeDeviceProbe(gpus=fake_gpus(9000), ram_mb=8000)
-    with structlog.testing.capture_logs() as logged:
+    with caplog.at_level(logging.INFO, "rbee"):
         placement = preflight(probe).check_worker(folder_model(5000), "cuda", 0, story)
     assert placement == Placement("cuda", 0, "default", 5000 * MIB)
     assert story.lines == [
@@ -78,6 +78,7 @@ def test_the_checks_come_in_order_and_are_told_and_logged() -> None:
         "Preflight cuda:0 VRAM 6000 MB required, 9000 MB available: passed",
         "Preflight disk 0 MB required, 100000 MB available: passed",
     ]
+    logged = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
     assert [entry["check"] for entry in logged] == ["ram", "backend", "device", "vram", "disk"]
     assert (logged[0]["required_mb"], logged[0]["available_mb"], logged[0]["passed"]) == (6000, 8000, True)
 

@@ -7,9 +7,9 @@ import uuid
 from typing import TYPE_CHECKING
 
 import flask
-import structlog
 
 from rbee.core.errors import RbeeError, RequestCanceled, VersionMismatch
+from rbee.core.logs import bind_request
 from rbee.core.schemas import TaskRequest
 from rbee.queen.inference import Task
 from rbee.queen.tasks import TaskCanceled
@@ -64,7 +64,7 @@ def _accept(queen: Queen, body: TaskRequest) -> Task:
 
 
 def _carry_out(queen: Queen, task: Task, out: Emitter) -> None:
-    structlog.contextvars.bind_contextvars(request_id=task.request_id)
+    bind_request(request_id=task.request_id)
     outcome = "failed"
     try:
         place = queen.tasks.enter(task.request_id)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import flask
-import structlog
 
+from rbee.core.logs import bind_request
 from rbee.core.schemas import InferenceRequest
 from rbee.web.app import read_body
 from rbee.web.sse import OpenStreams
@@ -17,7 +17,7 @@ def inference_routes(admission: Admission, streams: OpenStreams, cancel_ack_s: f
     @routes.post("/v1/inference")
     def infer() -> flask.Response:
         inference = admission.admit(read_body(InferenceRequest))
-        structlog.contextvars.bind_contextvars(request_id=inference.request_id)
+        bind_request(request_id=inference.request_id)
         try:
             answer = streams.respond(
                 inference.produce, headers={"X-Request-Id": inference.request_id}, must_conclude=True
