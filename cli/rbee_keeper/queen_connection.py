@@ -170,7 +170,7 @@ def _started(url: str, session: Session, port_is_free: bool, prestart_hive: bool
             [
                 *daemon_arguments(session, listen_address(url, free_port=not port_is_free)),
                 "--ephemeral",
-                *(["--prestart-hive"] if prestart_hive else []),
+                *(["--prestart-hive", str(settings.queen.local_hive_port)] if prestart_hive else []),
             ],
             session.environ,
             run_dir=settings.run_dir,

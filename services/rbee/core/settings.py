@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from rbee.core.home import state_home
 from rbee.core.references import DEFAULT_MODEL
 
 WORKER_SETTINGS_VARIABLE = "RBEE_WORKER_SETTINGS"
@@ -266,7 +267,7 @@ def load_settings(
     Raises:
         SettingsError: a file cannot be read, or a key is unknown, of the wrong type or out of range.
     """
-    home = Path(environ.get("RBEE_HOME") or Path(environ.get("HOME", "~")) / ".rbee").expanduser().absolute()
+    home = state_home(environ)
     file = _find_file(environ, config)
     merged: dict[str, dict[str, Any]] = _read_file(file) if file else {}
     where: dict[tuple[str, str], str] = {}

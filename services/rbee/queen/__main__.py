@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbee import __version__
+from rbee.core.home import state_home
+from rbee.queen.adapters.hive_child import HiveChild, prestart_hive
+from rbee.queen.registry import LOCAL_ADDRESS
 
 if TYPE_CHECKING:
     from rbee.core.settings import Settings
@@ -26,6 +29,21 @@ PROGRAM = "queen-rbee"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit code."""
     options = _arguments(sys.argv[1:] if argv is None else argv)
+    environ = dict(os.environ)
+    hive = None
+    if options.prestart_hive is not None:
+        # Before everything else: its start and ours then run side by side.
+        hive = prestart_hive(
+            LOCAL_ADDRESS, options.prestart_hive, state_home(environ), environ, options.config
+        )
+    try:
+        return _serve(options, environ, hive)
+    finally:
+        if hive is not None:
+            hive.end()
+
+
+def _serve(options: argparse.Namespace, environ: Mapping[str, str], hive: HiveChild | None) -> int:
     from rbee.core.logs import configure_logging
     from rbee.core.settings import (
         SettingsError,
@@ -38,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rbee.queen.adapters import mock_ssh
     from rbee.web.server import bind, fail_start, run_daemon
 
-    environ = dict(os.environ)
     overrides = {"queen": {"listen_addr": options.addr}}
     try:
         settings = load_settings(environ, config=options.config, overrides=overrides)
@@ -62,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         listener = bind(host, port)
     except OSError as error:
         return fail_start(f"cannot listen on {host}:{port}: {error.strerror}")
-    start = _Start(settings, key, environ, options, keeper_pid=os.getppid() if options.ephemeral else None)
+    keeper_pid = os.getppid() if options.ephemeral else None
+    start = _Start(settings, key, environ, options, keeper_pid, hive)
     return run_daemon(PROGRAM, listener, start.build)
 
 
@@ -77,7 +95,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--ephemeral", action="store_true", help="end when the keeper that started it ends")
     parser.add_argument(
-        "--prestart-hive", action="store_true", help="start this machine's hive at once: a task is coming"
+        "--prestart-hive",
+        metavar="PORT",
+        type=_port,
+        help="start this machine's hive on PORT at once: a task is coming",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     return parser.parse_args(argv)
@@ -98,32 +119,26 @@ class _Start:
     environ: Mapping[str, str]
     options: argparse.Namespace
     keeper_pid: int | None
+    prestarted: HiveChild | None
 
     def build(self, serving: Serving) -> QueenService:
         """Runs in the serving process, after gevent has patched it; the heavy imports are here."""
-        from rbee.queen.adapters.local_hive import LocalHive, is_listening
+        from rbee.queen.adapters.http_peers import HttpPeers
+        from rbee.queen.adapters.local_hive import LocalHive
         from rbee.queen.adapters.registered import Registered
+        from rbee.queen.adapters.remote_hive import RemoteHive, TransportLogin
+        from rbee.queen.app import Queen, create_app
+        from rbee.queen.fleet import Fleet
         from rbee.queen.identity import load_identity
-        from rbee.queen.registry import builtin_node
+        from rbee.queen.registry import Nodes, builtin_node
+        from rbee.queen.shutdown import QueenService
+        from rbee.web.app import correlation_id
+        from rbee.web.auth import KeyRing
 
         settings = self.settings
         identity = load_identity(settings.home / "queen.id")
         local = builtin_node(settings.queen.local_hive_port)
         local_hive = LocalHive(identity, self.environ, self.options.config)
-        prestarted = None
-        if self.options.prestart_hive and not is_listening(local.ssh_host, local.hive_port):
-            # Before everything else: the hive's own start-up is the longest part of a first answer.
-            prestarted = local_hive.start(local, local.hive_port)
-
-        from rbee.queen.adapters.http_peers import HttpPeers
-        from rbee.queen.adapters.remote_hive import RemoteHive, TransportLogin
-        from rbee.queen.app import Queen, create_app
-        from rbee.queen.fleet import Fleet
-        from rbee.queen.registry import Nodes
-        from rbee.queen.shutdown import QueenService
-        from rbee.web.app import correlation_id
-        from rbee.web.auth import KeyRing
-
         keys, transport = KeyRing(self.key), self._transport()
         peers = HttpPeers(
             lambda: keys.key,
@@ -140,8 +155,8 @@ class _Start:
             __version__,
             settings.timing,
         )
-        if prestarted is not None:
-            fleet.begin_start(local, prestarted)
+        if self.prestarted is not None:
+            fleet.begin_start(local, local_hive.adopt(self.prestarted))
         if self.keeper_pid is None:
             nodes.open()
         login = TransportLogin(transport, settings.timing.ssh_connect_timeout_s)

@@ -14,6 +14,8 @@ from rbee.core.errors import NodeExists, NodeNotFound, NodeProtected
 from rbee.queen.ports import NodeStore
 
 LOCALHOST = "localhost"
+LOCAL_ADDRESS = "127.0.0.1"
+"""Where the hive of this machine listens."""
 CONTACT_NOTED_EVERY_S = 5
 """A repeated good contact is written to the store no more often than this."""
 
@@ -55,7 +57,7 @@ def builtin_node(hive_port: int) -> Node:
     """This machine as a node; it needs no login and is no row of the store."""
     return Node(
         node_name=LOCALHOST,
-        ssh_host="127.0.0.1",
+        ssh_host=LOCAL_ADDRESS,
         ssh_user=_user(),
         install_path=sys.prefix,
         hive_port=hive_port,

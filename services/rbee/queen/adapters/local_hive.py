@@ -6,19 +6,19 @@ import collections
 import contextlib
 import json
 import os
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from typing import IO
 
 import gevent
 import psutil
 from gevent.event import Event
+from gevent.fileobject import FileObject
 
 from rbee.core.errors import BadHiveResponse, HiveStartFailed
 from rbee.queen.adapters.hive_answers import read_capabilities
+from rbee.queen.adapters.hive_child import HiveChild, hive_command, launch_hive
 from rbee.queen.ports import Capabilities, HiveProcess
 from rbee.queen.registry import Node
 
@@ -28,11 +28,11 @@ _DETECT_TIMEOUT_S = 30.0
 
 
 class LocalHive:
-    """Starts ``rbee-hive`` in a session of its own, so that a terminal's Ctrl+C reaches the keeper alone.
+    """Starts the hive of this machine and follows what becomes of it.
 
     Args:
         identity: the queen's, the owner of the hive.
-        environ: the hive's environment; it carries the fleet key, the arguments never do.
+        environ: the hive's environment.
         config: the queen's ``--config``, if it was given.
     """
 
@@ -40,33 +40,29 @@ class LocalHive:
         self._identity = identity
         self._environ = dict(environ)
         self._config = config
-        self._process: subprocess.Popen[str] | None = None
+        self._running: _Child | _Sibling | None = None
         self._lines: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
         self._news = Event()
 
     def start(self, node: Node, port: int) -> HiveProcess:
         """Start it on ``port``, or on a free port where that one is taken."""
-        port = free_port(node.ssh_host, port)
-        argv = [*hive_command(), "daemon", "--addr", f"{node.ssh_host}:{port}", "--owner", self._identity]
-        if self._config is not None:
-            argv += ["--config", self._config]
+        child = launch_hive(node.ssh_host, port, self._identity, self._environ, self._config)
+        return self._follow(_Child(child.process), child.port, child.process.stdout)
+
+    def adopt(self, child: HiveChild) -> HiveProcess:
+        """Take over a hive that the parent of this process has launched."""
+        output = child.process.stdout
+        # Made before gevent came into this process: read as it is, it would hold all greenlets up.
+        patient = FileObject(os.dup(output.fileno()), "r", errors="replace") if output else None
+        return self._follow(_Sibling(child.process.pid), child.port, patient)
+
+    def _follow(self, running: _Child | _Sibling, port: int, output: IO[str] | None) -> HiveProcess:
         self._news = Event()
         self._lines = collections.deque(maxlen=_LINES_KEPT)
-        try:
-            self._process = subprocess.Popen(
-                argv,
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise HiveStartFailed(node.ssh_host, f"{argv[0]}: {error.strerror}") from error
-        gevent.spawn(self._read, self._process, self._news, self._lines)
-        return HiveProcess(port, self._process.pid)
+        self._running = running
+        if output is not None:
+            gevent.spawn(self._read, output, running, self._news, self._lines)
+        return HiveProcess(port, running.pid)
 
     def pause(self, node: Node, timeout_s: float) -> None:  # noqa: ARG002 (one node only)
         if self._news.wait(timeout_s):
@@ -74,11 +70,11 @@ class LocalHive:
             self._news = Event()
 
     def failure(self, node: Node) -> str | None:  # noqa: ARG002
-        if self._process is None or self._process.poll() is None:
+        if self._running is None or not self._running.is_gone():
             return None
         told = next((line for line in reversed(self._lines) if line.startswith("Error:")), None)
         told = told or (self._lines[-1] if self._lines else "no output")
-        return f"it exited with status {self._process.returncode}: {told.removeprefix('Error:').strip()}"
+        return f"it exited{self._running.status()}: {told.removeprefix('Error:').strip()}"
 
     def detect(self, node: Node) -> Capabilities:
         argv = [*hive_command(), "detect", *(["--config", self._config] if self._config else [])]
@@ -111,51 +107,53 @@ class LocalHive:
         return True
 
     def _is_gone(self, pid: int) -> bool:
-        if self._process is not None and self._process.pid == pid:
-            return self._process.poll() is not None
+        if self._running is not None and self._running.pid == pid:
+            return self._running.is_gone()
+        return _Sibling(pid).is_gone()
+
+    @staticmethod
+    def _read(
+        output: IO[str], running: _Child | _Sibling, news: Event, lines: collections.deque[str]
+    ) -> None:
+        """Read what it prints for as long as it runs: an unread pipe would block it one day."""
+        with output, contextlib.suppress(OSError, ValueError):
+            for line in output:
+                lines.append(line.rstrip())
+                if "listening on" in line:
+                    news.set()
+        while not running.is_gone():
+            gevent.sleep(_GONE_POLL_S)
+        news.set()
+
+
+class _Child:
+    """A hive that this process has launched, and whose exit status it gets."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.pid = process.pid
+        self._process = process
+
+    def is_gone(self) -> bool:
+        return self._process.poll() is not None
+
+    def status(self) -> str:
+        return f" with status {self._process.returncode}"
+
+
+class _Sibling:
+    """A hive that another process launched: this daemon's arbiter, or an earlier queen."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def is_gone(self) -> bool:
         try:
-            # The hive of an earlier queen: no child of ours, and its pid may be somebody else's by now.
-            process = psutil.Process(pid)
+            # Its pid may be somebody else's by now.
+            process = psutil.Process(self.pid)
             is_hive = any("hive" in word for word in process.cmdline())
             return not is_hive or process.status() == psutil.STATUS_ZOMBIE
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return True
 
-    @staticmethod
-    def _read(process: subprocess.Popen[str], news: Event, lines: collections.deque[str]) -> None:
-        """Read what it prints for as long as it runs: an unread pipe would block it one day."""
-        stream = process.stdout
-        if stream is not None:
-            with stream, contextlib.suppress(OSError, ValueError):
-                for line in stream:
-                    lines.append(line.rstrip())
-                    if "listening on" in line:
-                        news.set()
-        process.wait()
-        news.set()
-
-
-def hive_command() -> list[str]:
-    """The hive program of this installation."""
-    script = Path(sys.executable).with_name("rbee-hive")
-    return [str(script)] if os.access(script, os.X_OK) else [sys.executable, "-m", "rbee.hive"]
-
-
-def is_listening(host: str, port: int) -> bool:
-    """Whether something accepts connections there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex((host, port)) == 0
-
-
-def free_port(host: str, preferred: int) -> int:
-    """``preferred`` if nothing listens there, else a port the system picks."""
-    for port in (preferred, 0):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise HiveStartFailed(host, "no free port")
+    def status(self) -> str:
+        return ""
