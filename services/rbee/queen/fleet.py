@@ -57,7 +57,7 @@ class Fleet:
         self.nodes = nodes
         self.peers = peers
         self.launcher_for = launcher_for
-        self._version = version
+        self.version = version
         self._timing = timing
         self._log = get_logger("queen-rbee")
         self.owned = OwnedHives(identity, peers, launcher_for, timing)
@@ -80,7 +80,7 @@ class Fleet:
             raise
         self.owned.note(node, health)
         self.nodes.note_reachable(node)
-        wanted = client_version or self._version
+        wanted = client_version or self.version
         if health.version != wanted:
             raise VersionMismatch(wanted, hive_version=health.version)
         return self.peers.hive(node)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import gevent
@@ -10,8 +12,10 @@ import gevent
 from rbee.core.client import TransportFailure
 from rbee.core.errors import (
     AllSlotsBusy,
+    GenerationTimeout,
     InvalidApiKey,
     MissingApiKey,
+    NodeNotFound,
     RbeeError,
     RequestCanceled,
     RequestTimeout,
@@ -22,13 +26,12 @@ from rbee.core.events import encode_event, encode_narration
 from rbee.core.logs import get_logger
 from rbee.core.schemas import TaskRequest
 from rbee.core.settings import Timing
-from rbee.queen.early import EarlyRequest
 from rbee.queen.fleet import Fleet
 from rbee.queen.greenlets import spawn
-from rbee.queen.known_workers import KnownWorkers
+from rbee.queen.known_workers import KnownWorkers, Served
 from rbee.queen.metrics import Metrics
 from rbee.queen.placement import Wanted
-from rbee.queen.ports import WorkerApi
+from rbee.queen.ports import Events, WorkerApi
 from rbee.queen.readiness import WorkerFinder, WorkerLeft
 from rbee.queen.registry import Node
 from rbee.queen.relay import InferenceRelay, Send
@@ -37,6 +40,8 @@ from rbee.queen.scheduling import place
 from rbee.queen.tasks import TaskCanceled
 
 ACTOR = "queen-rbee"
+_ACCEPT_S = 2.0
+"""How long the worker of the last such task may take to accept; a worker that is well needs milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -96,35 +101,74 @@ class _Run:
         self._finder = WorkerFinder(fleet, known, timing, wanted, send, self._narrate, self._count)
         self._deadline: float | None = None
         """When ``timeout_seconds`` is over; set once ``started`` was sent."""
+        self._refusals: dict[str, AllSlotsBusy] = {}
+        """Of a worker that was asked before its hive: the first of its busy answers."""
 
     def run(self) -> tuple[bytes, str | None]:
+        last = self._known.last_for(self._task.node, self._wanted)
+        outcome = None if last is None else self._run_on(last)
+        return outcome or self._run_through_hive()
+
+    def _run_on(self, last: Served) -> tuple[bytes, str | None] | None:
+        """Steps 9 and 10 with the worker of the last such task, whose consent makes all other steps needless.
+
+        None when it does not take the task; nothing has been sent then.
+        """
+        if last.version != self._version:
+            return None
+        try:
+            node = self._fleet.nodes.find(last.node_name)
+        except NodeNotFound:
+            return None
+        worker = self._fleet.peers.worker(last.access)
+        with self._told_of_end(worker):
+            events = self._ask(worker)
+        if events is None:
+            return None
+        self._fleet.nodes.note_reachable(node)
+        self._count("reused")
+        if self._task.node is None and not node.builtin:
+            self._narrate(
+                "preflight", f"Placed on {node.node_name}: its worker carried out the last such task"
+            )
+        relay = self._begin(node, worker)
+        return self._relay(node, worker, relay, events)
+
+    def _ask(self, worker: WorkerApi) -> Events | None:
+        """The worker's open answer, if it takes the task at once."""
+        limit = gevent.Timeout(_ACCEPT_S)
+        try:
+            with limit:
+                return worker.infer(self._body)
+        except gevent.Timeout as fired:
+            if fired is not limit:
+                raise
+            # The connection is closed by now, which ends what may have begun; a cancellation could come
+            # late and end the next request of the same id.
+        except AllSlotsBusy as busy:
+            self._refusals[worker.access.worker_id] = busy
+            return None
+        except (RbeeError, TransportFailure) as refusal:
+            self._log.info("worker_left", message=str(refusal), worker_id=worker.access.worker_id)
+        self._known.forget(worker.access.worker_id)
+        return None
+
+    def _run_through_hive(self) -> tuple[bytes, str | None]:
         node = self._task.node or self._place()
-        early = self._send_early(node)
+        hive = self._fleet.reach(node, self._narrate, self._task.client_version)
         try:
-            hive = self._fleet.reach(node, self._narrate, self._task.client_version)
-            worker = self._finder.find(node, hive, early)
-        except BaseException:
-            if early is not None:
-                early.abandon()
-            raise
-        if early is not None and early.access != worker.access:
-            early.abandon()
-            early = None
-        try:
-            return self._infer(node, worker, early)
+            return self._infer(node, self._finder.find(node, hive))
         except WorkerLeft as left:
             self._narrate("retry", f"{left}; looking for another worker")
         try:
-            return self._infer(node, self._finder.find(node, hive), None)
+            return self._infer(node, self._finder.find(node, hive))
         except WorkerLeft as left:
             raise left.error from None
 
-    def _send_early(self, node: Node) -> EarlyRequest | None:
-        access = self._known.last_for(node, self._wanted)
-        if access is None:
-            return None
-        worker = self._fleet.peers.worker(access)
-        return EarlyRequest(worker, self._body, self._timing.cancel_ack_timeout_s)
+    @property
+    def _version(self) -> str:
+        """The version of hive that this task needs."""
+        return self._task.client_version or self._fleet.version
 
     def _place(self) -> Node:
         node, reason = place(self._fleet, self._wanted)
@@ -139,34 +183,41 @@ class _Run:
     def _count(self, outcome: str) -> None:
         self._metrics.dispatched.labels(outcome=outcome).inc()
 
-    def _infer(self, node: Node, worker: WorkerApi, early: EarlyRequest | None) -> tuple[bytes, str | None]:
+    def _infer(self, node: Node, worker: WorkerApi) -> tuple[bytes, str | None]:
         """Steps 9 and 10: the request, repeated while the worker is busy, and its answer."""
-        task, request = self._task, self._task.request
-        if self._deadline is None:
-            self._send_started(node, worker)
-            self._deadline = time.monotonic() + request.timeout_seconds
-        relay = InferenceRelay(
-            worker.access.worker_id,
-            request.timeout_seconds,
-            self._deadline,
-            self._timing.token_stall_timeout_s,
-        )
-        self._metrics.scheduling_ms.observe((time.monotonic() - task.arrived) * 1000)
+        request = self._task.request
+        relay = self._begin(node, worker)
+        busy = self._refusals.pop(worker.access.worker_id, None)
         retry = 0
         while True:
-            try:
-                return self._generate(node, worker, relay, early)
-            except AllSlotsBusy as busy:
-                if retry >= request.busy_retries:
-                    raise _with_retries(busy, retry) from None
+            if busy is None:
+                try:
+                    return self._generate(node, worker, relay)
+                except AllSlotsBusy as refusal:
+                    busy = refusal
+            if retry >= request.busy_retries:
+                raise _with_retries(busy, retry) from None
             wait_s = busy_wait_s(retry, self._timing.busy_retry_delays_s)
             self._narrate("retry", busy_line(wait_s))
-            left_s = self._deadline - time.monotonic()
+            left_s = relay.deadline - time.monotonic()
             gevent.sleep(max(0.0, min(wait_s, left_s)))
             if wait_s >= left_s:
                 raise RequestTimeout(request.timeout_seconds, 0)
             relay.restart_stall()
-            retry, early = retry + 1, None
+            retry, busy = retry + 1, None
+
+    def _begin(self, node: Node, worker: WorkerApi) -> InferenceRelay:
+        """Tell the client who serves it, once, and start the clock of ``timeout_seconds``."""
+        if self._deadline is None:
+            self._send_started(node, worker)
+            self._deadline = time.monotonic() + self._task.request.timeout_seconds
+            self._metrics.scheduling_ms.observe((time.monotonic() - self._task.arrived) * 1000)
+        return InferenceRelay(
+            worker.access.worker_id,
+            self._task.request.timeout_seconds,
+            self._deadline,
+            self._timing.token_stall_timeout_s,
+        )
 
     def _send_started(self, node: Node, worker: WorkerApi) -> None:
         data = {
@@ -178,44 +229,54 @@ class _Run:
         }
         self._send(encode_event(data, "started"))
 
-    def _generate(
-        self, node: Node, worker: WorkerApi, relay: InferenceRelay, early: EarlyRequest | None
+    def _generate(self, node: Node, worker: WorkerApi, relay: InferenceRelay) -> tuple[bytes, str | None]:
+        """One request to the worker.
+
+        Raises:
+            AllSlotsBusy; WorkerLeft: it is shutting down or gone; any other error ends the task.
+        """
+        with self._told_of_end(worker):
+            try:
+                with relay.limited():
+                    events = worker.infer(self._body)
+            except WorkerNotReady as error:
+                raise self._finder.leave(worker, error) from None
+            except (InvalidApiKey, MissingApiKey):
+                # The next task asks the hive for the key again.
+                self._known.forget(worker.access.worker_id)
+                raise InvalidApiKey(node.ssh_host) from None
+            except TransportFailure as failure:
+                crashed = WorkerCrashed(worker.access.worker_id, 0)
+                raise (
+                    self._finder.leave(worker, crashed) if failure.kind == "refused" else crashed
+                ) from None
+        return self._relay(node, worker, relay, events)
+
+    def _relay(
+        self, node: Node, worker: WorkerApi, relay: InferenceRelay, events: Events
     ) -> tuple[bytes, str | None]:
-        self._metrics.connections.inc()
+        """The answer of a worker that has taken the task."""
+        with self._metrics.connections.track_inprogress(), self._told_of_end(worker, relay), events:
+            terminal = relay.run(events, self._send)
+        self._known.note_served(node, self._wanted, worker.access.worker_id, self._version)
+        return terminal
+
+    @contextmanager
+    def _told_of_end(self, worker: WorkerApi, relay: InferenceRelay | None = None) -> Iterator[None]:
+        """A worker that may be generating is told when the task ends before its answer does."""
         try:
-            with relay.limited():
-                events = worker.infer(self._body) if early is None else early.take()
-            with events:
-                terminal = relay.run(events, self._send)
-            self._known.note_served(node, self._wanted, worker.access.worker_id)
-            return terminal
-        except AllSlotsBusy:
-            raise
-        except WorkerNotReady as error:
-            raise self._finder.leave(worker, error) from None
-        except (InvalidApiKey, MissingApiKey):
-            # The next task asks the hive for the key again.
-            self._known.forget(worker.access.worker_id)
-            raise InvalidApiKey(node.ssh_host) from None
-        except TransportFailure as failure:
-            crashed = WorkerCrashed(worker.access.worker_id, relay.tokens)
-            raise (self._finder.leave(worker, crashed) if failure.kind == "refused" else crashed) from None
-        except RbeeError:
+            yield
+        except (GenerationTimeout, RequestTimeout):
             # The client learns of the failure at once; the worker is told beside that.
-            self._stop(worker, early)
+            spawn(self._send_cancel, worker)
             raise
         except gevent.GreenletExit as ended:
             # In a greenlet of its own: this one may be ended a second time while it waits.
-            self._stop(worker, early).join(self._timing.cancel_ack_timeout_s)
+            spawn(self._send_cancel, worker).join(self._timing.cancel_ack_timeout_s)
             if isinstance(ended, TaskCanceled):
-                raise RequestCanceled(self._task.request_id, relay.tokens) from None
+                tokens = 0 if relay is None else relay.tokens
+                raise RequestCanceled(self._task.request_id, tokens) from None
             raise
-        finally:
-            self._metrics.connections.dec()
-
-    def _stop(self, worker: WorkerApi, early: EarlyRequest | None) -> gevent.Greenlet:
-        """Tell the worker to stop; join the result to wait until it has said that it did."""
-        return early.abandon() if early is not None else spawn(self._send_cancel, worker)
 
     def _send_cancel(self, worker: WorkerApi) -> None:
         try:

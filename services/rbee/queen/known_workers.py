@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from gevent.lock import RLock
 
@@ -16,12 +17,22 @@ _KEYS_KEPT = 1024
 _LAST_KEPT = 256
 
 
+@dataclass(frozen=True)
+class Served:
+    """A worker that has carried out a task."""
+
+    node_name: str
+    access: WorkerAccess
+    version: str
+    """Of its hive; a worker does not outlive its hive's version."""
+
+
 class KnownWorkers:
     """In memory only: a queen that was restarted asks the hives again."""
 
     def __init__(self) -> None:
         self._access: dict[str, WorkerAccess] = {}
-        self._last: dict[tuple[str, Wanted], str] = {}
+        self._last: dict[tuple[str | None, Wanted], Served] = {}
         self.decisions = 0
         """How often a task has decided on a new worker; when it has changed, a list of workers is old."""
         self._locks: dict[tuple[str, str], tuple[RLock, int]] = {}
@@ -40,15 +51,21 @@ class KnownWorkers:
         with hive_answers(hive):
             return self.learn(hive.access(record.worker_id))
 
-    def note_served(self, node: Node, wanted: Wanted, worker_id: str) -> None:
-        """This worker has just carried out such a task."""
-        while len(self._last) >= _LAST_KEPT:
+    def note_served(self, node: Node, wanted: Wanted, worker_id: str, version: str) -> None:
+        """This worker has just carried out such a task, below a hive of that version."""
+        access = self._access.get(worker_id)
+        if access is None:
+            return
+        for key in ((node.node_name, wanted), (None, wanted)):
+            self._last.pop(key, None)
+            self._last[key] = Served(node.node_name, access, version)
+        while len(self._last) > _LAST_KEPT:
             self._last.pop(next(iter(self._last)))
-        self._last[(node.node_name, wanted)] = worker_id
 
-    def last_for(self, node: Node, wanted: Wanted) -> WorkerAccess | None:
-        """The worker that carried out the last such task on the node, unless it is known to be gone."""
-        return self._access.get(self._last.get((node.node_name, wanted), ""))
+    def last_for(self, node: Node | None, wanted: Wanted) -> Served | None:
+        """Who carried out the last such task, on that node or on any, unless it is known to be gone."""
+        served = self._last.get((None if node is None else node.node_name, wanted))
+        return served if served is not None and served.access.worker_id in self._access else None
 
     def forget(self, worker_id: str) -> None:
         self._access.pop(worker_id, None)

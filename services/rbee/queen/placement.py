@@ -70,14 +70,10 @@ def choose_worker(
     device: int | None,
     *,
     excluded: Collection[str] = (),
-    serving: str | None = None,
 ) -> WorkerRecord | None:
     """The best worker that has the model on the wanted backend and device, or None.
 
     Idle before loading before busy; a draining, unhealthy or failed worker is never chosen.
-
-    Args:
-        serving: the worker that has begun with the request already; it counts as idle although it is busy.
     """
     matching = [
         worker
@@ -89,12 +85,7 @@ def choose_worker(
         and worker.worker_id not in excluded
     ]
 
-    def preference(worker: WorkerRecord) -> int:
-        if worker.worker_id == serving and worker.state in (WorkerState.IDLE, WorkerState.BUSY):
-            return -1
-        return _PREFERENCE.index(worker.state)
-
-    return min(matching, key=preference, default=None)
+    return min(matching, key=lambda worker: _PREFERENCE.index(worker.state), default=None)
 
 
 def known_size(views: Iterable[NodeView], model_ref: str) -> int | None:

@@ -19,7 +19,6 @@ from rbee.core.errors import (
 from rbee.core.lifecycle import WorkerState
 from rbee.core.logs import get_logger
 from rbee.core.settings import Timing
-from rbee.queen.early import EarlyRequest
 from rbee.queen.fleet import Fleet, Narrate
 from rbee.queen.greenlets import spawn
 from rbee.queen.known_workers import KnownWorkers
@@ -73,24 +72,21 @@ class WorkerFinder:
         self._log = get_logger("queen-rbee")
         self._left: set[str] = set()
 
-    def find(self, node: Node, hive: HiveApi, early: EarlyRequest | None = None) -> WorkerApi:
+    def find(self, node: Node, hive: HiveApi) -> WorkerApi:
         """A worker that has the model loaded.
-
-        Args:
-            early: a request that one of the workers has been sent already; that one is preferred.
 
         Raises:
             WorkerLeft: it began to shut down meanwhile.
             RbeeError: what keeps the hive from giving one; LoadingTimeout, WorkerStartFailed.
         """
         decisions = self._known.decisions
-        worker, outcome = self._existing(hive, early)
+        worker, outcome = self._existing(hive)
         if worker is None:
             self._provide(node, hive)
             # Of tasks that need the same worker at the same time one spawns it, the others find it loading.
             with self._known.one_at_a_time(node, self._wanted):
                 if self._known.decisions != decisions:
-                    worker, outcome = self._existing(hive, None)
+                    worker, outcome = self._existing(hive)
                 if worker is None:
                     worker, outcome = self._spawn(hive), "spawned"
         if outcome != "reused":
@@ -107,16 +103,12 @@ class WorkerFinder:
         self._log.info("worker_left", message=error.message, worker_id=worker.access.worker_id)
         return WorkerLeft(error)
 
-    def _existing(self, hive: HiveApi, early: EarlyRequest | None) -> tuple[WorkerApi | None, str]:
+    def _existing(self, hive: HiveApi) -> tuple[WorkerApi | None, str]:
         """A worker the hive has, and whether it is ``reused`` or must be ``waited`` for."""
         wanted = self._wanted
         with hive_answers(hive):
             listed = hive.workers()
-        # The hive may see that worker busy, with this very request.
-        serving = early.access.worker_id if early is not None and not early.is_refused else None
-        chosen = choose_worker(
-            listed, wanted.model_ref, wanted.backend, wanted.device, excluded=self._left, serving=serving
-        )
+        chosen = choose_worker(listed, wanted.model_ref, wanted.backend, wanted.device, excluded=self._left)
         if chosen is None:
             return None, ""
         worker = self._fleet.peers.worker(self._known.access_to(hive, chosen))

@@ -129,7 +129,7 @@ class InferenceRelay:
         self.tokens = 0
         self._worker_id = worker_id
         self._timeout_seconds = timeout_seconds
-        self._deadline = deadline
+        self.deadline = deadline
         self._stall_s = stall_s
         self.restart_stall()
 
@@ -144,7 +144,7 @@ class InferenceRelay:
         Raises:
             RequestTimeout, GenerationTimeout
         """
-        limit = min(self._stalled_at, self._deadline)
+        limit = min(self._stalled_at, self.deadline)
         timer = gevent.Timeout(max(0.001, limit - time.monotonic()))
         try:
             with timer:
@@ -152,7 +152,7 @@ class InferenceRelay:
         except gevent.Timeout as fired:
             if fired is not timer:
                 raise
-            if self._deadline <= self._stalled_at:
+            if self.deadline <= self._stalled_at:
                 raise RequestTimeout(self._timeout_seconds, self.tokens) from None
             raise GenerationTimeout(self.tokens, self._stall_s) from None
 

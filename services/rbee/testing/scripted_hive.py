@@ -56,6 +56,8 @@ class Script:
     """So many inference requests are refused as busy first."""
     free_answers: int = 0
     """So many are accepted before those."""
+    hanging_answers: int = 0
+    """So many are read and not answered for five seconds, after the free ones."""
     draining_answers: int = 0
     tokens: int = 5
     token_interval_s: float = 0.0
@@ -283,6 +285,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif script.busy_answers > 0:
             script.busy_answers -= 1
             self._error(503, "ALL_SLOTS_BUSY", {"slots_total": 1, "slots_busy": 1})
+        elif script.hanging_answers > 0:
+            script.hanging_answers -= 1
+            time.sleep(5)
+            self.close_connection = True
         elif script.draining_answers > 0:
             script.draining_answers -= 1
             pair.worker_id, pair.worker_model = "worker-scripted-2", None

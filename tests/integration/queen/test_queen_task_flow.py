@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import requests
@@ -199,23 +198,26 @@ def test_a_worker_that_stays_busy_ends_the_task_with_the_count_of_retries(
     assert len(peer.requests("/v1/inference", "POST")) == requests_made
 
 
-def test_the_second_task_reaches_its_worker_without_waiting_for_the_hive(queen, hive: Start) -> None:
-    peer = hive(models=[MODEL], list_delay_s=0.3)
-    run_task(queen.url, TASK).assert_well_formed()
+def test_the_worker_of_the_last_such_task_is_asked_alone(queen, hive: Start) -> None:
+    peer = hive(models=[MODEL])
+    first = run_task(queen.url, TASK)
     before = len(peer.requests())
-    answer = run_task(queen.url, TASK)
-    answer.assert_well_formed()
-    later = peer.requests()[before:]
-    posted = next(r for r in later if r["path"] == "/v1/inference")
-    listed = next(r for r in later if r["path"] == "/v1/workers/list")
-    assert posted["at"] < listed["at"] + 0.3
-    assert len([r for r in later if r["path"] == "/v1/inference"]) == 1
-    # What the client sees is in the same order as without it.
-    names = [e.name or next(iter(e.json())) for e in answer.events if not e.is_done_marker]
-    assert names[:2] == ["narration", "started"]
+    second = run_task(queen.url, TASK)
+    assert [r["path"] for r in peer.requests()[before:]] == ["/v1/inference"]
+    assert second.text == first.text
+    assert second.named("started")[0]["worker_id"] == first.named("started")[0]["worker_id"]
 
 
-def test_a_request_that_was_sent_early_counts_among_the_busy_tries(queen, hive: Start) -> None:
+def test_a_task_for_another_model_or_version_goes_through_the_hive(queen, hive: Start) -> None:
+    peer = hive(models=[MODEL])
+    run_task(queen.url, TASK).assert_well_formed()
+    for other in ({"backend": "cpu"}, {"model": f"{MODEL}-other"}):
+        before = len(peer.requests())
+        run_task(queen.url, {**TASK, **other})
+        assert "/v1/workers/list" in [r["path"] for r in peer.requests()[before:]]
+
+
+def test_a_refusal_of_the_last_worker_counts_among_the_busy_tries(queen, hive: Start) -> None:
     peer = hive(models=[MODEL], free_answers=1, busy_answers=99)
     run_task(queen.url, TASK).assert_well_formed()
     answer = run_task(queen.url, {**TASK, "busy_retries": 2})
@@ -223,27 +225,27 @@ def test_a_request_that_was_sent_early_counts_among_the_busy_tries(queen, hive: 
     assert len(peer.requests("/v1/inference", "POST")) == 1 + 3
 
 
-def test_a_request_that_was_sent_early_is_taken_back_when_the_hive_objects(
-    queen, hive: Start, tmp_path: Path
-) -> None:
-    first = hive(models=[MODEL], tokens=50, token_interval_s=0.05)
-    run_task(queen.url, {**TASK, "max_tokens": 1}).assert_well_formed()
-    # Another hive on the same port does not know the worker, which still runs.
-    first.stop_hive()
-    second = hive(version="0.2.0")
+def test_a_last_worker_that_is_shutting_down_is_left_for_what_the_hive_knows(queen, hive: Start) -> None:
+    peer = hive(models=[MODEL], free_answers=1, draining_answers=1)
+    run_task(queen.url, TASK).assert_well_formed()
     answer = run_task(queen.url, TASK)
-    assert answer.error["code"] == "VERSION_MISMATCH"
-    assert answer.text == ""
-    assert not answer.named("started")
-    assert second.requests("/v1/health")
-    wait_until(lambda: first.worker_requests("/v1/inference/", "DELETE"), 5, "the cancellation")
+    assert answer.text.startswith(" bee0")
+    assert peer.requests("/v1/workers/spawn")
 
 
-def test_cancelling_while_the_hive_is_asked_takes_the_early_request_back(queen, hive: Start) -> None:
-    peer = hive(models=[MODEL], tokens=500, token_interval_s=0.02, list_delay_s=1)
+def test_a_last_worker_that_does_not_answer_is_left_for_what_the_hive_knows(queen, hive: Start) -> None:
+    peer = hive(models=[MODEL], free_answers=1, hanging_answers=1)
+    run_task(queen.url, TASK).assert_well_formed()
+    answer = run_task(queen.url, TASK)
+    assert answer.text.startswith(" bee0")
+    assert len(peer.requests("/v1/inference", "POST")) == 3
+
+
+def test_cancelling_while_the_last_worker_is_asked_tells_it(queen, hive: Start) -> None:
+    peer = hive(models=[MODEL], free_answers=1, hanging_answers=1)
     run_task(queen.url, {**TASK, "max_tokens": 1}).assert_well_formed()
-    task = OpenTask(queen.url, {**TASK, "max_tokens": 500})
-    wait_until(lambda: len(peer.requests("/v1/inference", "POST")) == 2, 5, "the early request")
+    task = OpenTask(queen.url, TASK)
+    wait_until(lambda: len(peer.requests("/v1/inference", "POST")) == 2, 5, "the second request")
     requests.delete(f"{queen.url}/v2/tasks/{task.request_id}", timeout=5)
     assert task.read_to_end().error["code"] == "REQUEST_CANCELED"
     wait_for_request(peer, f"/v1/inference/{task.request_id}", "DELETE")
