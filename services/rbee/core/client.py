@@ -123,6 +123,8 @@ class EventStream(AbstractContextManager["EventStream"]):
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self._partial = b""
+        """Of an event whose end has not come yet."""
         self.headers: Mapping[str, str] = Headers(answer.headers)
 
     def __iter__(self) -> Iterator[Event]:
@@ -132,8 +134,34 @@ class EventStream(AbstractContextManager["EventStream"]):
             TransportFailure: the connection broke or stayed silent too long.
         """
         reader = EventReader()
-        for piece in self._answer.pieces():
-            yield from reader.feed(piece)
+        try:
+            while block := self.next_block():
+                yield from reader.feed(block)
+        finally:
+            self.close()
+
+    def next_block(self) -> bytes:
+        """The bytes of one or more whole events, as they came; empty at the end of the stream.
+
+        An interrupted call loses nothing and may be repeated.
+
+        Raises:
+            TransportFailure: the connection broke or stayed silent too long.
+        """
+        while piece := self._answer.piece():
+            if self._partial:
+                piece = self._partial + piece
+                self._partial = b""
+            if piece.endswith(b"\n\n"):
+                return piece
+            for blank in (b"\n\n", b"\r\n\r\n"):
+                whole, end, after = piece.rpartition(blank)
+                if end:
+                    self._partial = after
+                    return whole + end
+            self._partial = piece
+        self._answer.close()
+        return b""
 
     def close(self) -> None:
         self._answer.close()

@@ -120,7 +120,7 @@ class Endpoint:
 
 
 class Answer:
-    """An answer whose head was read; its body is read by ``read`` or ``pieces``, once."""
+    """An answer whose head was read; its body is read by ``read``, ``pieces`` or ``piece``, once."""
 
     def __init__(self, status: int, headers: Mapping[str, str], connection: _Connection) -> None:
         self.status = status
@@ -128,6 +128,13 @@ class Answer:
         """Names in lower case."""
         self._connection = connection
         self._is_over = False
+        self._left: int | None = None
+        """Bytes to come; None: a chunked body, or one that ends with the connection."""
+        self._is_chunked = headers.get("transfer-encoding", "").lower() == "chunked"
+        if status in (204, 304):
+            self._left = 0
+        elif not self._is_chunked and "content-length" in headers:
+            self._left = _length(headers["content-length"])
 
     def read(self) -> bytes:
         """The whole body."""
@@ -140,25 +147,41 @@ class Answer:
             TransportFailure: the connection broke or stayed silent too long.
         """
         try:
-            if self.status in (204, 304):
-                pass
-            elif self.headers.get("transfer-encoding", "").lower() == "chunked":
-                yield from self._connection.chunks()
-            elif "content-length" in self.headers:
-                yield from self._connection.exactly(_length(self.headers["content-length"]))
-            else:
-                yield from self._connection.rest()
-                return
-            self._is_over = True
-        except OSError as error:
-            raise _failure(error) from error
+            while piece := self.piece():
+                yield piece
         finally:
             self.close()
+
+    def piece(self) -> bytes:
+        """The next part of the body, empty at its end; an interrupted call loses nothing and may be repeated.
+
+        Raises:
+            TransportFailure: the connection broke or stayed silent too long.
+        """
+        if self._is_over:
+            return b""
+        try:
+            if self._is_chunked:
+                piece = self._connection.chunk()
+            elif self._left is not None:
+                piece = self._connection.some(self._left) if self._left else b""
+                self._left -= len(piece)
+            else:
+                piece = self._connection.rest()
+        except TransportFailure:
+            self.close()
+            raise
+        except OSError as error:
+            self.close()
+            raise _failure(error) from error
+        self._is_over = not piece
+        return piece
 
     def close(self) -> None:
         """Give the connection back after a whole body, else close it; may be called at any time."""
         connection, self._connection = self._connection, _CLOSED
-        if self._is_over and self.headers.get("connection", "").lower() != "close":
+        has_length = self._is_chunked or self._left is not None
+        if self._is_over and has_length and self.headers.get("connection", "").lower() != "close":
             connection.release()
         else:
             connection.close()
@@ -182,13 +205,13 @@ class _Connection:
             status, headers = self._head()
             while status < 200:
                 status, headers = self._head()
+            return Answer(status, headers, self)
         except OSError as error:
             self.close()
             raise _failure(error) from error
         except BaseException:
             self.close()
             raise
-        return Answer(status, headers, self)
 
     def is_open(self) -> bool:
         """Whether the service has neither closed it nor sent what nobody asked for; one system call."""
@@ -220,40 +243,56 @@ class _Connection:
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
-    def chunks(self) -> Iterator[bytes]:
-        """A chunked body, each chunk as soon as it is whole."""
+    def chunk(self) -> bytes:
+        """The next chunk of a chunked body, once it is whole; empty for the last one."""
         while True:
-            head = self._line()
-            try:
-                size = int(head.partition(b";")[0], 16)
-            except ValueError:
-                raise TransportFailure("unreadable", "a chunk without a size") from None
-            if size == 0:
-                while self._line():
-                    pass
-                return
-            yield b"".join(self.exactly(size))
-            if self._line():
-                raise TransportFailure("unreadable", "a chunk without an end")
+            end = self._buffer.find(b"\r\n")
+            if end >= 0:
+                try:
+                    size = int(self._buffer[:end].partition(b";")[0], 16)
+                except ValueError:
+                    raise TransportFailure("unreadable", "a chunk without a size") from None
+                if size == 0:
+                    return self._trailer(end + 2)
+                after = end + 2 + size
+                if len(self._buffer) >= after + 2:
+                    if self._buffer[after : after + 2] != b"\r\n":
+                        raise TransportFailure("unreadable", "a chunk without an end")
+                    piece, self._buffer = self._buffer[end + 2 : after], self._buffer[after + 2 :]
+                    return piece
+            elif len(self._buffer) > _LINE_LIMIT:
+                raise TransportFailure("unreadable", "a line without an end")
+            self._receive()
 
-    def exactly(self, size: int) -> Iterator[bytes]:
-        while size > 0:
-            if not self._buffer:
+    def _trailer(self, start: int) -> bytes:
+        """Take the fields after the last chunk, up to their blank line."""
+        while self._buffer[start : start + 2] != b"\r\n":
+            end = self._buffer.find(b"\r\n", start)
+            if end >= 0:
+                start = end + 2
+            elif len(self._buffer) - start > _LINE_LIMIT:
+                raise TransportFailure("unreadable", "a line without an end")
+            else:
                 self._receive()
-            piece, self._buffer = self._buffer[:size], self._buffer[size:]
-            size -= len(piece)
-            yield piece
+        self._buffer = self._buffer[start + 2 :]
+        return b""
 
-    def rest(self) -> Iterator[bytes]:
-        """Everything until the service closes the connection."""
-        while True:
-            if self._buffer:
-                piece, self._buffer = self._buffer, b""
-                yield piece
+    def some(self, limit: int) -> bytes:
+        """At least one and at most ``limit`` bytes."""
+        if not self._buffer:
+            self._receive()
+        piece, self._buffer = self._buffer[:limit], self._buffer[limit:]
+        return piece
+
+    def rest(self) -> bytes:
+        """What has come; empty once the service has closed the connection."""
+        if not self._buffer:
             try:
                 self._receive()
             except _Ended:
-                return
+                return b""
+        piece, self._buffer = self._buffer, b""
+        return piece
 
     def _head(self) -> tuple[int, dict[str, str]]:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
@@ -270,14 +309,6 @@ class _Connection:
             name, _, value = line.partition(":")
             headers[name.strip().lower()] = value.strip()
         return int(words[1]), headers
-
-    def _line(self) -> bytes:
-        while (end := self._buffer.find(b"\r\n")) < 0:
-            if len(self._buffer) > _LINE_LIMIT:
-                raise TransportFailure("unreadable", "a line without an end")
-            self._receive()
-        line, self._buffer = self._buffer[:end], self._buffer[end + 2 :]
-        return line
 
     def _receive(self) -> None:
         sock = self._sock

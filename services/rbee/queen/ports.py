@@ -79,6 +79,9 @@ class Events(AbstractContextManager["Events"], Protocol):
 
     def __iter__(self) -> Iterator[Event]: ...
 
+    def next_block(self) -> bytes:
+        """The bytes of one or more whole events, empty at the end; an interrupted call may be repeated."""
+
     def close(self) -> None: ...
 
 

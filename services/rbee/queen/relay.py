@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from rbee.core.errors import (
     WorkerStartFailed,
     error_from_fields,
 )
-from rbee.core.events import Event, encode_event
+from rbee.core.events import Event, EventReader, encode_event
 from rbee.queen.ports import Events, HiveApi
 
 _FAREWELL_S = 0.1
+_TOKEN = b'data: {"token":'
+"""How our workers begin a token event; written otherwise it is found by decoding."""
 Send = Callable[[bytes], None]
 """Told whole events as bytes."""
 
@@ -120,6 +123,8 @@ def relay_loading(events: Events, send: Send, progress: LoadingProgress) -> None
 class InferenceRelay:
     """Passes a worker's answer on byte for byte, counting tokens, until its terminal event.
 
+    What a worker sends are nearly always whole token events; these are counted and passed on unread.
+
     Args:
         deadline: when ``timeout_seconds`` is over, on the monotonic clock.
         stall_s: longest wait for the next token.
@@ -127,10 +132,13 @@ class InferenceRelay:
 
     def __init__(self, worker_id: str, timeout_seconds: int, deadline: float, stall_s: float) -> None:
         self.tokens = 0
+        self.deadline = deadline
         self._worker_id = worker_id
         self._timeout_seconds = timeout_seconds
-        self.deadline = deadline
         self._stall_s = stall_s
+        self._reader = EventReader()
+        self._unsent: deque[bytes] = deque()
+        self._terminal: tuple[bytes, str | None] | None = None
         self.restart_stall()
 
     def restart_stall(self) -> None:
@@ -144,17 +152,14 @@ class InferenceRelay:
         Raises:
             RequestTimeout, GenerationTimeout
         """
-        limit = min(self._stalled_at, self.deadline)
-        timer = gevent.Timeout(max(0.001, limit - time.monotonic()))
+        timer = gevent.Timeout(self._left_s())
         try:
             with timer:
                 yield
         except gevent.Timeout as fired:
             if fired is not timer:
                 raise
-            if self.deadline <= self._stalled_at:
-                raise RequestTimeout(self._timeout_seconds, self.tokens) from None
-            raise GenerationTimeout(self.tokens, self._stall_s) from None
+            raise self._overdue() from None
 
     def run(self, events: Events, send: Send) -> tuple[bytes, str | None]:
         """Relay; returns the terminal event, not yet sent, and its error code if it has one.
@@ -163,38 +168,80 @@ class InferenceRelay:
             WorkerCrashed: the stream ended or broke without a terminal event.
             RequestTimeout, GenerationTimeout
         """
-        source = iter(events)
         while True:
+            # One timer serves many tokens: when it rings, tokens may have come since it was set.
+            timer = gevent.Timeout(self._left_s())
             try:
-                with self.limited():
-                    event = next(source, None)
+                with timer:
+                    return self._run(events, send)
+            except gevent.Timeout as fired:
+                if fired is not timer:
+                    raise
+                if min(self._stalled_at, self.deadline) <= time.monotonic():
+                    raise self._overdue() from None
+
+    def _run(self, events: Events, send: Send) -> tuple[bytes, str | None]:
+        """May be called again after it was interrupted at any point: nothing is lost or sent twice."""
+        while True:
+            while self._unsent:
+                send(self._unsent[0])
+                self._unsent.popleft()
+            if self._terminal is not None:
+                _read_to_end(events)
+                return self._terminal
+            try:
+                block = events.next_block()
             except TransportFailure:
-                event = None
-            if event is None or event.is_done_marker:
+                block = b""
+            if not block:
+                raise WorkerCrashed(self._worker_id, self.tokens)
+            count = block.count(_TOKEN)
+            if count == block.count(b"\n\n") and block.startswith(_TOKEN):
+                self._count(count)
+                self._unsent.append(block)
+            else:
+                self._look_at(block)
+
+    def _look_at(self, block: bytes) -> None:
+        """Take a block event by event, up to the terminal one."""
+        for event in self._reader.feed(block):
+            if event.is_done_marker:
                 raise WorkerCrashed(self._worker_id, self.tokens)
             if event.name:
                 if event.name != "started":
-                    send(event.raw)
+                    self._unsent.append(event.raw)
                 continue
             data = _object_of(event)
             if "done" in data:
-                _read_to_end(source)
-                return event.raw, None
+                self._terminal = event.raw, None
+                return
             if "error" in data:
-                _read_to_end(source)
                 error = data["error"]
-                return event.raw, str(error.get("code")) if isinstance(error, dict) else "INTERNAL_ERROR"
+                code = str(error.get("code")) if isinstance(error, dict) else "INTERNAL_ERROR"
+                self._terminal = event.raw, code
+                return
             if "token" in data:
-                self.tokens += 1
-                self.restart_stall()
-            send(event.raw)
+                self._count(1)
+            self._unsent.append(event.raw)
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.restart_stall()
+
+    def _left_s(self) -> float:
+        return max(0.001, min(self._stalled_at, self.deadline) - time.monotonic())
+
+    def _overdue(self) -> RequestTimeout | GenerationTimeout:
+        if self.deadline <= self._stalled_at:
+            return RequestTimeout(self._timeout_seconds, self.tokens)
+        return GenerationTimeout(self.tokens, self._stall_s)
 
 
-def _read_to_end(source: Iterator[Event]) -> None:
+def _read_to_end(events: Events) -> None:
     """Take the closing marker too, so that the connection can serve the next request."""
     try:
         with gevent.Timeout(_FAREWELL_S, False):
-            for _ in source:
+            while events.next_block():
                 pass
     except TransportFailure:
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import contextvars
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,8 @@ from rbee.web.errors import internal_error
 BUFFERED_EVENTS = 100
 _FULL_GRACE_S = 1.0
 _FIRST_SIGN_S = 0.1
+_PULSES = 4
+"""How often in the time of allowed silence the streams are looked at."""
 
 
 class ClientGone(gevent.GreenletExit):
@@ -32,15 +36,25 @@ class Emitter:
 
     def __init__(self) -> None:
         self._queue: gevent.queue.Queue[bytes | None] = gevent.queue.Queue(BUFFERED_EVENTS)
+        self._wire: _Wire | None = None
         self.concluded = False
         """Whether the terminal event has been sent."""
+        self.sent_at = time.monotonic()
+        """When the last bytes were handed over."""
 
     def send(self, raw: bytes) -> None:
-        """Queue bytes of whole events as they are.
+        """Send bytes of whole events as they are, or queue them while the client is behind.
 
         Raises:
             ClientGone: the reader is 100 events behind and does not catch up.
         """
+        self.sent_at = time.monotonic()
+        if self._wire is not None:
+            raw = self._wire.frame(raw)
+            if not self._wire.is_behind:
+                raw = self._wire.write(raw)
+                if not raw:
+                    return
         try:
             self._queue.put_nowait(raw)
         except gevent.queue.Full:
@@ -66,6 +80,49 @@ class Emitter:
             self.conclude(encode_error(error))
 
 
+class _Wire:
+    """A client's connection once the answer's head is out.
+
+    Events are written to it straight from the producer: the way through the queue, a second greenlet and the
+    WSGI server's own writing costs more than all the rest of relaying a token.
+    """
+
+    def __init__(self, client: socket.socket, *, is_chunked: bool) -> None:
+        self._client = client
+        # The built-in type, which gevent does not replace: its own would wait for room.
+        self._plain = _socket.socket(fileno=client.fileno())
+        self._is_chunked = is_chunked
+        self.is_behind = False
+        """Whether bytes wait in the queue, so that others must line up behind them."""
+
+    def frame(self, raw: bytes) -> bytes:
+        """The bytes as a chunk (RFC 9112, 7.1) where the answer is chunked."""
+        return b"%x\r\n%b\r\n" % (len(raw), raw) if self._is_chunked else raw
+
+    def write(self, framed: bytes) -> bytes:
+        """Write what fits without waiting; returns the rest, which must be queued."""
+        try:
+            sent = self._plain.send(framed, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            raise ClientGone() from None
+        self.is_behind = sent < len(framed)
+        return framed[sent:]
+
+    def write_all(self, framed: bytes) -> None:
+        """Write everything, waiting for room.
+
+        Raises:
+            OSError: the client is gone.
+        """
+        self._client.sendall(framed)
+
+    def release(self) -> None:
+        """Forget the connection, which stays open."""
+        self._plain.detach()
+
+
 Producer = Callable[[Emitter], None]
 
 
@@ -76,6 +133,7 @@ class OpenStreams:
         self._log = get_logger(component)
         self._keepalive_s = keepalive_s
         self._open: set[_Stream] = set()
+        self._pulse: gevent.Greenlet | None = None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -96,15 +154,19 @@ class OpenStreams:
         Args:
             must_conclude: returning without a terminal event is a defect (streams of tokens).
         """
+        environ = flask.request.environ
         stream = _Stream(
             produce,
             self._log,
-            self._keepalive_s,
+            min(_FIRST_SIGN_S, self._keepalive_s),
             must_conclude,
-            flask.request.environ.get("gunicorn.socket"),
+            environ.get("gunicorn.socket"),
+            environ.get("SERVER_PROTOCOL") == "HTTP/1.1",
             correlation_id() or "",
         )
         self._open.add(stream)
+        if self._pulse is None:
+            self._pulse = gevent.spawn(self._break_silence)
         answer = flask.Response(stream.chunks(), content_type="text/event-stream")
         answer.headers["Cache-Control"] = "no-cache"
         answer.headers["X-Accel-Buffering"] = "no"
@@ -117,6 +179,16 @@ class OpenStreams:
         answer.call_on_close(closed)
         return answer
 
+    def _break_silence(self) -> None:
+        """Send comments on silent streams, for as long as there are streams; one greenlet serves all."""
+        while self._open:
+            gevent.sleep(self._keepalive_s / _PULSES)
+            silent_since = time.monotonic() - self._keepalive_s * (1 - 1 / _PULSES)
+            for stream in list(self._open):
+                if stream.sent_at <= silent_since:
+                    stream.break_silence()
+        self._pulse = None
+
     def end_all(self, reason: str) -> None:
         """End every open stream with SERVICE_UNAVAILABLE."""
         for stream in list(self._open):
@@ -128,45 +200,68 @@ class _Stream:
         self,
         produce: Producer,
         log: Any,
-        keepalive_s: float,
+        first_sign_s: float,
         must_conclude: bool,
         client: socket.socket | None,
+        is_chunked: bool,
         identity: str,
     ) -> None:
         self._produce = produce
         self._log = log
-        self._keepalive_s = keepalive_s
+        self._first_sign_s = first_sign_s
         self._must_conclude = must_conclude
         self._client = client
+        self._is_chunked = is_chunked
         self._identity = identity
         self._emitter = Emitter()
         self._context = contextvars.copy_context()
         self._producer = gevent.spawn(self._context.run, self._run)
         self._watcher = gevent.spawn(self._watch, client) if client is not None else None
 
+    @property
+    def sent_at(self) -> float:
+        return self._emitter.sent_at
+
+    def break_silence(self) -> None:
+        """Send a comment, unless the client is behind and has other things to read."""
+        if self._emitter._queue.empty():
+            with contextlib.suppress(ClientGone):
+                self._emitter.send(KEEP_ALIVE)
+
     def chunks(self) -> Iterator[bytes]:
+        """The body for the WSGI server; after the first part of it, events go to the wire by themselves."""
         queue = self._emitter._queue
-        # Headers leave with the first bytes: a stream that begins in silence shows itself by a comment soon.
-        patience_s = min(_FIRST_SIGN_S, self._keepalive_s)
-        while True:
-            try:
-                item = queue.get(timeout=patience_s)
-            except gevent.queue.Empty:
-                yield KEEP_ALIVE
-                continue
-            finally:
-                patience_s = self._keepalive_s
+        try:
+            # Headers leave with the first bytes: a stream that begins in silence shows itself by a comment.
+            item = queue.get(timeout=self._first_sign_s)
+        except gevent.queue.Empty:
+            item = KEEP_ALIVE
+        while item is not None:
             # What has piled up goes out in one write.
-            pieces = []
-            while item is not None:
-                pieces.append(item)
-                if queue.empty():
-                    break
+            pieces = [item]
+            while not queue.empty() and item is not None:
                 item = queue.get_nowait()
-            if pieces:
-                yield b"".join(pieces)
+                if item is not None:
+                    pieces.append(item)
+            yield b"".join(pieces)
             if item is None:
                 return
+            if self._client is not None and queue.empty():
+                self._follow(_Wire(self._client, is_chunked=self._is_chunked))
+                return
+            item = queue.get()
+
+    def _follow(self, wire: _Wire) -> None:
+        """Write what the producer could not write at once, until it ends."""
+        queue = self._emitter._queue
+        self._emitter._wire = wire
+        try:
+            while (framed := queue.get()) is not None:
+                wire.write_all(framed)
+                wire.is_behind = not queue.empty()
+        finally:
+            self._emitter._wire = None
+            wire.release()
 
     def stop(self) -> None:
         """The answer is over, finished or not: stop the watcher and a producer that still runs."""
