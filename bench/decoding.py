@@ -53,7 +53,7 @@ def measure() -> Table:
     body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0.0}
     with Fleet() as fleet:
         url, _, key = fleet.warm_worker()
-        folder = max((STATE / "models" / "ct2").iterdir(), key=lambda f: f.stat().st_mtime)
+        folder = max((STATE / "models" / "ct2").glob("*-float32"), key=lambda f: f.stat().st_mtime)
         client = StreamClient(url, "/v1/inference", key)
         client.run(body)
         for _ in range(ROUNDS):
