@@ -62,6 +62,8 @@ class Fleet:
         self._log = get_logger("queen-rbee")
         self.owned = OwnedHives(identity, peers, launcher_for, timing)
         self._starting: dict[str, gevent.Greenlet] = {}
+        self._untold: set[str] = set()
+        """Nodes whose hive was launched before any task asked for it; the first task tells of the start."""
         self._is_closing = False
 
     def reach(self, node: Node, narrate: Narrate, client_version: str | None = None) -> HiveApi:
@@ -75,6 +77,8 @@ class Fleet:
             health = self._connect(node, narrate)
             if health is None:
                 node, health = self._start_once(node, narrate)
+            elif node.node_name in self._untold:
+                self._tell_of_start(node, narrate)
         except RbeeError as error:
             self.nodes.note_unreachable(node, error.message)
             raise
@@ -131,6 +135,8 @@ class Fleet:
         if running is None:
             running = gevent.spawn(self._start, node, process)
             self._starting[node.node_name] = running
+            if process is not None:
+                self._untold.add(node.node_name)
         return running
 
     def resume_leases(self) -> None:
@@ -174,6 +180,7 @@ class Fleet:
     def _start_once(self, node: Node, narrate: Narrate) -> tuple[Node, HiveHealth]:
         if not node.builtin:
             narrate("ssh_connect", f"Logging in to {node.ssh_user}@{node.ssh_host}:{node.ssh_port}")
+        self._untold.discard(node.node_name)
         narrate("hive_start", f"Starting rbee-hive on {node.node_name}")
         started: _Started = self.begin_start(node).get()
         if started.error is not None:
@@ -181,6 +188,12 @@ class Fleet:
         assert started.health is not None  # noqa: S101 (an outcome has one or the other)
         narrate("hive_start", f"rbee-hive is ready on {node.node_name}")
         return started.node, started.health
+
+    def _tell_of_start(self, node: Node, narrate: Narrate) -> None:
+        """The words of a start that was over before the first task came."""
+        self._untold.discard(node.node_name)
+        narrate("hive_start", f"Starting rbee-hive on {node.node_name}")
+        narrate("hive_start", f"rbee-hive is ready on {node.node_name}")
 
     def _start(self, node: Node, process: HiveProcess | None) -> _Started:
         """Runs in a greenlet of its own: a task that is cancelled meanwhile does not undo the start."""

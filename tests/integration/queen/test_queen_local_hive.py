@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import requests
 
 from support.daemons import wait_until
 from support.queens import TIMING, QueenUnderTest, start_queen
-from support.scripted import ScriptedHive, run_task
+from support.scripted import ScriptedHive, free_port, run_task
 
 
 def hives_below(queen: QueenUnderTest) -> list[psutil.Process]:
@@ -60,6 +61,11 @@ def health(queen: QueenUnderTest, port: int | None = None) -> dict[str, Any]:
     return requests.get(f"http://127.0.0.1:{port or queen.hive_port}/v1/health", timeout=5).json()
 
 
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def queen(tmp_path: Path) -> Iterator[QueenUnderTest]:
     running = start_queen(tmp_path)
@@ -91,6 +97,18 @@ def test_the_hive_is_in_a_session_of_its_own(queen: QueenUnderTest) -> None:
     hive = hives_below(queen)[0]
     session = (Path("/proc") / str(hive.pid) / "stat").read_text().rpartition(")")[2].split()[3]
     assert int(session) == hive.pid
+
+
+def test_the_first_task_tells_of_a_hive_that_was_started_beside_the_queen(tmp_path: Path) -> None:
+    port = free_port()
+    queen = start_queen(tmp_path, "--prestart-hive", str(port), hive_port=port)
+    with queen.daemon:
+        wait_until(lambda: is_listening(port), 15, "the hive")
+        missing = {"prompt": "hi", "model": "file:/nowhere/model.gguf"}
+        first, second = run_task(queen.url, missing), run_task(queen.url, missing)
+    told = ["Starting rbee-hive on localhost", "rbee-hive is ready on localhost"]
+    assert first.narrated("hive_start") == told
+    assert second.narrated("hive_start") == []
 
 
 def test_a_hive_that_was_killed_is_started_again_for_the_next_request(queen: QueenUnderTest) -> None:

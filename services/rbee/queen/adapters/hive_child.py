@@ -81,6 +81,7 @@ def prestart_hive(
     if _is_listening(host, port):
         return None
     try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         return launch_hive(host, port, load_identity(home / "queen.id"), environ, config)
     except (OSError, HiveStartFailed):
         return None
