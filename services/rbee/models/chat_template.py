@@ -189,7 +189,11 @@ def _guard(tree: nodes.Template, environment: jinja2.Environment) -> None:
     repeated: nodes.For | nodes.Macro | nodes.CallBlock
     for repeated in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):  # type: ignore[assignment]
         step = nodes.Call(nodes.EnvironmentAttribute("count_step"), [], [], None, None)
-        repeated.body.insert(0, nodes.ExprStmt(step))
+        if isinstance(repeated, nodes.For) and repeated.test is not None:
+            # Rounds that the condition leaves out cost time, too; counting answers nothing, which is not true.
+            repeated.test = nodes.And(nodes.Not(step), repeated.test)
+        else:
+            repeated.body.insert(0, nodes.ExprStmt(step))
     for joined in list(tree.find_all(nodes.Concat)):
         inner = nodes.Concat(joined.nodes)
         joined.nodes = [nodes.Call(nodes.EnvironmentAttribute("bounded"), [inner], [], None, None)]
