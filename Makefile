@@ -18,7 +18,7 @@ $(STAMP): setup.cfg pyproject.toml
 	touch $@
 
 test: lint ## Lint and run every test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(STAMP) ## Style and types
 	$(BIN)/ruff check $(SOURCES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from support.file_sending import Fault, Handler, Servers, sha256_of
 from support.listeners import RecordingListener
 
 SIZE = 1_000_003
-CONTENT = os.urandom(SIZE)
+CONTENT = random.Random(SIZE).randbytes(SIZE)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
