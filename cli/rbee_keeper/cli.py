@@ -24,6 +24,7 @@ PROGRAMS = ("rbee-keeper", "rbee")
 
 _COMMANDS = {
     "infer": "rbee_keeper.commands.infer:infer",
+    "plan": "rbee_keeper.commands.plan:plan",
     "models": "rbee_keeper.commands.models:models",
     "workers": "rbee_keeper.commands.workers:workers",
     "setup": "rbee_keeper.commands.setup:setup",

@@ -16,6 +16,7 @@ from rbee_keeper.results import (
     ModelList,
     NodeDetails,
     NodeList,
+    Plan,
     PulledModel,
     QueenStatus,
     Record,
@@ -128,6 +129,18 @@ def _model_row(model: Record) -> list[Any]:
 @text_lines.register
 def _pulled_model(result: PulledModel) -> list[str]:
     return [result.local_path]
+
+
+@text_lines.register
+def _plan(result: Plan) -> list[str]:
+    table = _table(
+        ("NODE", "FITS", "REASON"),
+        [[v.get("node"), "yes" if v.get("fits") else "no", v.get("reason")] for v in result.nodes],
+    )
+    outcome = f"no node fits: {_plain(result.why)}"
+    if result.node is not None:
+        outcome = f"node '{_plain(result.node)}' would be chosen: {_plain(result.why)}"
+    return [f"Model {_plain(result.model)}", *table, outcome[0].upper() + outcome[1:]]
 
 
 @text_lines.register

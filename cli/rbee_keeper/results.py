@@ -71,6 +71,16 @@ class PulledModel(Result):
 
 
 @dataclass(frozen=True)
+class Plan(Result):
+    """Where a task would go: the node, or None, why, and a verdict for every node."""
+
+    model: str
+    node: str | None
+    why: str
+    nodes: Sequence[Record]
+
+
+@dataclass(frozen=True)
 class QueenStatus(Result):
     """Whether a queen serves at the URL in use; ``pid`` only of one started by ``queen start``."""
 

@@ -59,7 +59,20 @@ def _detect(settings: Settings, environ: Mapping[str, str]) -> Any:
     from rbee.hive.devices import Devices
 
     probe = MachineProbe(environ.get("CUDA_VISIBLE_DEVICES"))
-    return Devices(probe, settings.hardware).capabilities(settings.pool.name, settings.models_dir)
+    found = Devices(probe, settings.hardware).capabilities(settings.pool.name, settings.models_dir)
+    return {**found, "model_sizes": _model_sizes(settings.catalog_db)}
+
+
+def _model_sizes(catalog_db: Path) -> dict[str, int]:
+    """Bytes of the models in this node's catalog, by reference; none where it cannot be read."""
+    if not catalog_db.is_file():
+        return {}
+    from rbee.models.catalog import Catalog
+
+    try:
+        return {str(row.ref): row.size_bytes for row in Catalog(catalog_db).list()}
+    except RbeeError:
+        return {}
 
 
 def _clean_up(database: Path, run_dir: Path, client: ServiceClient, port: int) -> list[str]:

@@ -14,6 +14,12 @@ _PREFERENCE = (WorkerState.IDLE, WorkerState.LOADING, WorkerState.BUSY)
 _MIB = 1024 * 1024
 _IDLE, _LOADING, _HAS_MODEL, _FITS, _BUSY = range(5)
 """Best first: a worker that can start at once, one that soon can, no download, a download, a queue."""
+_ADVANTAGES = {
+    _IDLE: "its worker can start at once",
+    _LOADING: "its worker is being loaded already",
+    _HAS_MODEL: "nothing needs to be downloaded",
+    _FITS: "a new worker there waits for no other request",
+}
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,21 @@ def choose_node(verdicts: Sequence[Verdict]) -> Verdict:
     raise ServiceUnavailable(f"No node can take this task: {told}")
 
 
+def why_chosen(chosen: Verdict, verdicts: Sequence[Verdict]) -> str:
+    """What sets the chosen node apart from the next best one that fits."""
+    others = [verdict for verdict in verdicts if verdict.fits and verdict is not chosen]
+    if not others:
+        return "the only node that fits" if len(verdicts) > 1 else "the only node"
+    best, other = _order(chosen), _order(min(others, key=_order))
+    if best[0] != other[0]:
+        return _ADVANTAGES[chosen.rank]
+    if best[1] != other[1]:
+        return "its device is no CPU"
+    if best[2] != other[2] and chosen.available_mb is not None:
+        return f"most free memory, {chosen.available_mb} MB"
+    return "the first of equals in the registry"
+
+
 def _order(verdict: Verdict) -> tuple[int, bool, int]:
     on_cpu = verdict.device is None or verdict.device.startswith("cpu")
     return verdict.rank, on_cpu, -(verdict.available_mb or 0)
@@ -173,7 +194,8 @@ def _judge_devices(view: NodeView, found: Capabilities, wanted: Wanted) -> Verdi
         need = -(-size // _MIB)
         return Verdict(name, False, f"disk {need} MB required, {found.disk_available_mb} MB available")
     available = resources[-1][1]
-    memory = f"{available} MB free" if required is None else f"{required} MB of {available} MB free"
+    memory = f"{available} MB free"
+    memory = f"{memory}, model size unknown" if required is None else f"{required} MB of {memory}"
     reason = f"fits on {label}, {memory}" + (", has the model" if has_model else "")
     rank = _HAS_MODEL if has_model else _FITS
     return Verdict(name, True, reason, rank, label, required, available)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rbee.core.events import Event
@@ -64,6 +64,8 @@ class Capabilities:
     ram_available_mb: int
     vram_available_mb: Mapping[int, int]
     disk_available_mb: int
+    model_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the models on the node by reference; told by ``rbee-hive detect`` only."""
 
     def free_mb(self, backend: str) -> dict[int, int]:
         """Free memory by device index."""

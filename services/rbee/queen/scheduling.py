@@ -59,7 +59,8 @@ def _view(fleet: Fleet, node: Node) -> NodeView:
     try:
         hive = fleet.look(node, LIST_TIMEOUT_S)
         if hive is None:
-            return NodeView(node.node_name, capabilities=fleet.launcher_for(node).detect(node))
+            found = fleet.launcher_for(node).detect(node)
+            return NodeView(node.node_name, capabilities=found, model_sizes=dict(found.model_sizes))
         workers = hive.workers(LIST_TIMEOUT_S)
         sizes = {str(m["model_ref"]): int(m["size_bytes"]) for m in hive.models()}
         return NodeView(node.node_name, workers=workers, capabilities=hive.capabilities(), model_sizes=sizes)

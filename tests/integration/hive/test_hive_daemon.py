@@ -219,6 +219,7 @@ def test_the_commands_show_the_hive_that_runs_here(start_hive: Start, model: str
     assert isinstance(detected, dict)
     assert detected["node"] == "testnode"
     assert detected["devices"]["cpu"] == 1
+    assert detected["model_sizes"] == {m["model_ref"]: m["size_bytes"] for m in models["models"]}
     assert command("workers", "cleanup") == {"ended": []}
     assert hive.worker(worker["worker_id"]) is not None
     assert command("workers", "stop-all") == {"ended": [worker["worker_id"]]}

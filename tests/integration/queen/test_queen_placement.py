@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 
+from support.keeper import run_keeper
 from support.queens import QueenUnderTest, start_queen
 from support.scripted import ScriptedHive, free_port, run_task
 
@@ -78,7 +80,10 @@ def test_a_new_worker_goes_where_the_model_fits_best(queen, node) -> None:
     node("small", ram_mb=4000)
     answer = run_task(queen.url, {"prompt": "hi", "model": MODEL})
     assert answer.named("started")[0]["node"] == "workstation"
-    assert answer.narrated("preflight")[0] == "Placed on workstation: fits on cuda:1, 24000 MB free"
+    assert (
+        answer.narrated("preflight")[0]
+        == "Placed on workstation: fits on cuda:1, 24000 MB free, model size unknown"
+    )
 
 
 def test_a_node_that_is_down_does_not_keep_the_task(queen, node) -> None:
@@ -97,6 +102,7 @@ def test_a_plan_gives_a_verdict_for_every_node_in_numbers_and_starts_nothing(que
     assert planned == {
         "model": MODEL,
         "node": "localhost",
+        "why": "nothing needs to be downloaded",
         "nodes": [
             {
                 "node": "localhost",
@@ -125,7 +131,35 @@ def test_a_plan_gives_a_verdict_for_every_node_in_numbers_and_starts_nothing(que
         ],
     }
     assert not stocked.requests("/spawn")
-    assert plan(queen, backend="metal")["node"] is None
+    nowhere = plan(queen, backend="metal")
+    assert (nowhere["node"], nowhere["why"]) == (None, "Backend 'metal' is not available")
+
+
+def test_the_keeper_shows_the_plan_of_the_whole_fleet(queen, node, tmp_path: Path) -> None:
+    node("localhost", ram_mb=4000, catalog={MODEL: SIZE})
+    node("workstation", vram_mb=[24_000], ram_mb=64_000)
+    home = tmp_path / "keeper"
+    shown = run_keeper(home, "--queen-url", queen.url, "plan", "--model", MODEL)
+    assert (shown.code, shown.stderr) == (0, "")
+    assert shown.stdout.splitlines() == [
+        f"Model {MODEL}",
+        "NODE         FITS  REASON",
+        "localhost    no    RAM 6000 MB required, 4000 MB available",
+        "workstation  yes   fits on cuda:0, 6000 MB of 24000 MB free",
+        "Node 'workstation' would be chosen: the only node that fits",
+    ]
+    as_json = run_keeper(home, "--queen-url", queen.url, "plan", "--model", MODEL, "--json")
+    assert json.loads(as_json.stdout) == plan(queen)
+    nowhere = run_keeper(home, "--queen-url", queen.url, "plan", "--model", MODEL, "--backend", "metal")
+    assert nowhere.code == 1
+    assert nowhere.stdout.splitlines()[-1] == "No node fits: Backend 'metal' is not available"
+
+
+def test_a_plan_without_a_model_is_for_the_default_one(queen, node) -> None:
+    node("localhost", ram_mb=4000)
+    answer = requests.post(f"{queen.url}/v2/plan", json={}, timeout=30).json()
+    assert answer["model"].startswith("pypi:")
+    assert "model size unknown" in answer["nodes"][0]["reason"]
 
 
 def test_a_node_without_a_running_hive_is_asked_through_its_shell(queen, node) -> None:

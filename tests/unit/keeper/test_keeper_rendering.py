@@ -10,6 +10,7 @@ from rbee_keeper.results import (
     ModelList,
     NodeDetails,
     NodeList,
+    Plan,
     PulledModel,
     QueenStatus,
     Result,
@@ -37,6 +38,8 @@ WORKER = {
     "model_ref": "file:/m.gguf",
     "url": "http://x",
 }
+
+VERDICT = {"node": "mac", "fits": False, "reason": "RAM 6000 MB required, 4000 MB available"}
 
 
 def shown(result: Result, *, as_json: bool = False) -> tuple[str, str]:
@@ -67,8 +70,21 @@ def test_json_is_the_body_of_the_queens_answer() -> None:
         (WorkerList([WORKER], ["mac"]), {"workers": [WORKER], "unreachable": ["mac"]}),
         (WorkerHealth("ok", [WORKER]), {"status": "ok", "workers": [WORKER]}),
         (ModelList([]), {"models": []}),
+        (
+            Plan("file:/m.gguf", None, "because", [VERDICT]),
+            {"model": "file:/m.gguf", "node": None, "why": "because", "nodes": [VERDICT]},
+        ),
     ):
         assert json.loads(shown(result, as_json=True)[0]) == body
+
+
+def test_a_plan_is_a_table_with_the_choice_below() -> None:
+    assert text_lines(Plan("file:/m.gguf", None, "Insufficient RAM", [VERDICT])) == [
+        "Model file:/m.gguf",
+        "NODE  FITS  REASON",
+        "mac   no    RAM 6000 MB required, 4000 MB available",
+        "No node fits: Insufficient RAM",
+    ]
 
 
 def test_a_node_is_shown_with_every_field() -> None:

@@ -48,6 +48,8 @@ def session() -> Session:
         ["workers", "shutdown"],
         ["workers", "shutdown", "--id", "a/b"],
         ["models", "remove"],
+        ["plan", "--model", "no reference"],
+        ["plan", "--device", "0"],
         ["logs"],
         ["logs", "--node", "n", "--lines", "10001"],
         ["logs", "--node", "n", "--since", "yesterday"],

@@ -6,7 +6,7 @@ import pytest
 
 from rbee.core.errors import BackendUnavailable, MemoryExhausted, ServiceUnavailable
 from rbee.core.lifecycle import WorkerState
-from rbee.queen.placement import NodeView, Wanted, choose_node, judge, known_size
+from rbee.queen.placement import NodeView, Wanted, choose_node, judge, known_size, why_chosen
 from rbee.queen.ports import Capabilities, WorkerRecord
 
 MODEL = "hf:ORG/REPO"
@@ -105,7 +105,7 @@ def test_backend_and_device_are_never_exchanged_for_others() -> None:
 
 def test_an_unknown_size_does_not_keep_a_node_out() -> None:
     verdict = judge(NodeView("n", capabilities=cpu(10)), Wanted(MODEL))
-    assert (verdict.fits, verdict.reason) == (True, "fits on cpu:0, 10 MB free")
+    assert (verdict.fits, verdict.reason) == (True, "fits on cpu:0, 10 MB free, model size unknown")
 
 
 def test_the_size_is_learned_from_any_node_that_has_the_model() -> None:
@@ -130,3 +130,53 @@ def test_when_no_node_has_the_backend_the_offered_ones_are_named() -> None:
 def test_when_no_node_answers_each_is_named_with_its_reason() -> None:
     with pytest.raises(ServiceUnavailable, match="a: down; b: its devices are not known"):
         place(NodeView("a", problem="down"), NodeView("b"))
+
+
+BIG = 64_000
+
+
+@pytest.mark.parametrize(
+    ("views", "why"),
+    [
+        ([NodeView("a", capabilities=cpu(BIG))], "the only node"),
+        ([NodeView("a", capabilities=cpu(BIG)), NodeView("b", problem="down")], "the only node that fits"),
+        (
+            [NodeView("a", capabilities=cuda(BIG)), NodeView("b", workers=has("idle"))],
+            "its worker can start at once",
+        ),
+        (
+            [NodeView("a", capabilities=cuda(BIG)), NodeView("b", workers=has("loading"))],
+            "its worker is being loaded already",
+        ),
+        (
+            [
+                NodeView("a", capabilities=cuda(BIG)),
+                NodeView("b", capabilities=cpu(BIG), model_sizes={MODEL: 5000 * MIB}),
+            ],
+            "nothing needs to be downloaded",
+        ),
+        (
+            [NodeView("a", workers=has("busy")), NodeView("b", capabilities=cpu(BIG))],
+            "a new worker there waits for no other request",
+        ),
+        (
+            [NodeView("a", capabilities=cpu(2 * BIG)), NodeView("b", capabilities=cuda(BIG))],
+            "its device is no CPU",
+        ),
+        (
+            [NodeView("a", capabilities=cpu(9000)), NodeView("b", capabilities=cpu(9001))],
+            "most free memory, 9001 MB",
+        ),
+        (
+            [NodeView("b", capabilities=cpu(9000)), NodeView("c", capabilities=cpu(9000))],
+            "the first of equals in the registry",
+        ),
+        (
+            [NodeView("b", workers=has("idle")), NodeView("c", workers=has("idle"))],
+            "the first of equals in the registry",
+        ),
+    ],
+)
+def test_the_choice_is_explained_by_what_sets_it_apart(views: list[NodeView], why: str) -> None:
+    verdicts = [judge(view, WANTED) for view in views]
+    assert why_chosen(choose_node(verdicts), verdicts) == why

@@ -21,6 +21,7 @@ def read_capabilities(body: Mapping[str, Any]) -> Capabilities:
         ram_available_mb=int(body["ram_available_mb"]),
         vram_available_mb={int(v["device"]): int(v["available_mb"]) for v in body["vram"]},
         disk_available_mb=int(body["disk_available_mb"]),
+        model_sizes={str(ref): int(size) for ref, size in body.get("model_sizes", {}).items()},
     )
 
 

@@ -8,7 +8,7 @@ import flask
 
 from rbee.core.errors import RbeeError
 from rbee.core.schemas import PlanRequest
-from rbee.queen.placement import Wanted, choose_node
+from rbee.queen.placement import Wanted, choose_node, why_chosen
 from rbee.queen.scheduling import plan
 from rbee.web.app import read_body
 
@@ -25,11 +25,13 @@ def blueprint(queen: Queen) -> flask.Blueprint:
         body = read_body(PlanRequest)
         model = body.model or queen.settings.models.default
         verdicts = plan(queen.fleet, Wanted(model, body.backend, body.device))
-        chosen: str | None
+        name: str | None = None
         try:
-            chosen = choose_node(verdicts).node_name
-        except RbeeError:
-            chosen = None
-        return {"model": model, "node": chosen, "nodes": [verdict.listed() for verdict in verdicts]}
+            chosen = choose_node(verdicts)
+            name, why = chosen.node_name, why_chosen(chosen, verdicts)
+        except RbeeError as error:
+            why = error.message
+        nodes = [verdict.listed() for verdict in verdicts]
+        return {"model": model, "node": name, "why": why, "nodes": nodes}
 
     return routes
