@@ -13,6 +13,7 @@ import pytest
 from support.daemons import wait_until
 from support.gguf_factory import TinyModel
 from support.keeper import Outcome, processes_of, run_keeper
+from support.processes import arguments
 from support.queens import QueenUnderTest, start_queen
 from support.tiny_ct2 import write_tiny_model
 
@@ -36,12 +37,12 @@ class Machine:
 
     def daemons(self) -> dict[int, str]:
         """The queen's and the hive's processes."""
-        lines = {process.pid: " ".join(process.cmdline()) for process in processes_of(self.queen.home)}
+        lines = {process.pid: " ".join(arguments(process)) for process in processes_of(self.queen.home)}
         return {pid: line for pid, line in lines.items() if "worker" not in line.split("--")[0]}
 
     def workers(self) -> list[psutil.Process]:
         found = processes_of(self.queen.home)
-        return [p for p in found if any("llm-worker-rbee" in w or w == "rbee.worker" for w in p.cmdline())]
+        return [p for p in found if any("llm-worker-rbee" in w or w == "rbee.worker" for w in arguments(p))]
 
 
 @pytest.fixture(scope="module")

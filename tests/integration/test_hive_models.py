@@ -19,6 +19,7 @@ from support.daemons import Daemon, environment, wait_until
 from support.file_sending import Fault, Request
 from support.gguf_factory import TinyModel
 from support.hub_server import Hub
+from support.processes import arguments
 
 FIVE_MB = 5_242_880
 KEY = "a-fleet-key-for-this-test"
@@ -95,14 +96,7 @@ class Node:
 
     def provisioners(self) -> list[psutil.Process]:
         """The provisioner processes below this hive."""
-        found = []
-        for process in self.daemon.descendants():
-            try:
-                if "rbee.models.provisioner" in process.cmdline():
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return [p for p in self.daemon.descendants() if "rbee.models.provisioner" in arguments(p)]
 
 
 def _shown(name: str, event: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from support.daemons import wait_until
 from support.keeper import Outcome, RunningKeeper, processes_of, run_keeper
+from support.processes import arguments
 from support.scripted import free_port
 
 pytestmark = pytest.mark.model
@@ -119,7 +120,7 @@ def test_a_worker_that_dies_leaves_its_text_and_exit_code_1(machine: Machine) ->
 
 def workers_of(home: Path) -> list[psutil.Process]:
     """Worker processes, the serving child included."""
-    return [p for p in processes_of(home) if "--worker-id" in p.cmdline()]
+    return [p for p in processes_of(home) if "--worker-id" in arguments(p)]
 
 
 def test_with_a_queen_that_stays_the_second_answer_comes_from_the_same_worker(machine: Machine) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from support.daemons import environment, wait_until
 from support.keeper import RunningKeeper, processes_of, programs_of, run_keeper
+from support.processes import arguments, children
 from support.scripted import free_port
 
 
@@ -115,7 +116,7 @@ def test_ctrl_c_during_any_command_ends_everything(home: Path) -> None:
 def test_a_second_ctrl_c_does_not_wait_for_a_hive_that_hangs(home: Path) -> None:
     with RunningKeeper(home, "models", "list") as keeper:
         wait_until(lambda: "hive" in programs_of(home), 30, "the hive")
-        queen = next(p for p in psutil.Process(keeper.pid).children() if "queen" in " ".join(p.cmdline()))
+        queen = next(p for p in children(keeper.pid) if "queen" in " ".join(arguments(p)))
         for process in queen.children(recursive=True):
             process.send_signal(signal.SIGSTOP)
         keeper.signal(signal.SIGINT)
@@ -128,8 +129,8 @@ def test_a_second_ctrl_c_does_not_wait_for_a_hive_that_hangs(home: Path) -> None
 def test_what_a_killed_queen_leaves_behind_is_ended_by_its_keeper(home: Path) -> None:
     with RunningKeeper(home, "models", "list") as keeper:
         wait_until(lambda: "hive" in programs_of(home), 30, "the hive")
-        (queen,) = psutil.Process(keeper.pid).children()
-        for process in [p for p in (queen, *queen.children()) if "queen" in " ".join(p.cmdline())]:
+        (queen,) = children(keeper.pid)
+        for process in [p for p in (queen, *children(queen.pid)) if "queen" in " ".join(arguments(p))]:
             process.kill()
         run = keeper.outcome()
     assert run.code == 1

@@ -21,6 +21,7 @@ from support.file_sending import Fault, Servers
 from support.gguf_factory import TinyModel
 from support.hub_server import Hub
 from support.package_index import PackageIndex, build_wheel
+from support.processes import is_alive
 from support.provisioning import Place, Provisioner, run_provisioner
 
 SIZE = 3_000_000
@@ -173,7 +174,7 @@ def test_it_does_not_outlive_the_process_that_started_it(place: Place, hub: Hub,
         _wait_for_half(place)
         assert child.is_running()
         parent.kill()
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="its end")
+    wait_until(lambda: not is_alive(child.pid), what="its end")
 
 
 def test_it_ends_when_nobody_reads_any_more(place: Place, hub: Hub, env: dict[str, str]) -> None:

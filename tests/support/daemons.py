@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -118,7 +119,8 @@ class Daemon:
                 try:
                     process.wait(3)
                 except psutil.TimeoutExpired:
-                    process.kill()
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
 
     def __enter__(self) -> Daemon:
         return self

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ import psutil
 import requests
 
 from support.daemons import Daemon, environment, wait_until
+from support.processes import with_variable
 
 FLEET_KEY = "fleet-key-0123456789abcdef"
 SCRIPTED = f"{sys.executable} -m rbee.testing.scripted_worker"
@@ -103,7 +104,7 @@ class HiveNode:
         self.session.close()
         assert self.daemon is not None
         self.daemon.stop()
-        left = list(self.processes())
+        left = self.processes()
         for process in left:
             process.kill()
         if kind is None:
@@ -120,16 +121,9 @@ class HiveNode:
         """The process that serves: the only child of the daemon's own that is no worker."""
         return psutil.Process(self.running.pid).children()[0].pid
 
-    def processes(self) -> Iterator[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         """Living processes that carry this hive's home in their environment."""
-        for process in psutil.process_iter():
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("RBEE_HOME") == str(
-                    self.home / ".rbee"
-                ):
-                    yield process
-            except psutil.Error:
-                continue
+        return with_variable("RBEE_HOME", self.home / ".rbee")
 
     def call(
         self, method: str, path: str, body: object = None, *, key: str | None = "", **options: Any

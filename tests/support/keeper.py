@@ -14,6 +14,7 @@ from typing import IO
 import psutil
 
 from support.daemons import environment, wait_until
+from support.processes import arguments, with_variable
 
 COMMAND = [sys.executable, "-m", "rbee_keeper"]
 
@@ -114,20 +115,13 @@ class RunningKeeper:
 
 def processes_of(home: Path) -> list[psutil.Process]:
     """Living processes that carry this home in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    return with_variable("HOME", home)
 
 
 def programs_of(home: Path) -> set[str]:
     """Which of our daemons run for this home."""
     names = ("queen", "hive", "worker")
-    lines = [" ".join(p.cmdline()) for p in processes_of(home) if p.is_running()]
+    lines = [" ".join(arguments(process)) for process in processes_of(home)]
     return {
         name
         for name in names

@@ -16,6 +16,7 @@ import pytest
 from rbee.core.clock import parse_utc
 from support.daemons import wait_until
 from support.hives import HiveNode, ask_worker
+from support.processes import arguments, is_alive
 
 Start = Callable[..., HiveNode]
 
@@ -118,7 +119,7 @@ def test_a_hive_that_ends_while_a_worker_starts_leaves_no_process(start_hive: St
     hive.spawn(model)
     wait_until(lambda: journal_rows(hive), 10, "the process")
     assert hive.running.stop() == 0
-    assert list(hive.processes()) == []
+    assert hive.processes() == []
 
 
 @pytest.mark.parametrize("victim", ["daemon", "serving"])
@@ -131,19 +132,14 @@ def test_workers_die_with_a_hive_that_is_killed_and_the_next_one_starts_clean(
     port = hive.running.port
     os.kill(hive.running.pid if victim == "daemon" else hive.serving_pid, signal.SIGKILL)
     hive.running.process.wait(10)
-    wait_until(lambda: not _lives(worker["pid"]), 5, "the worker gone")
+    wait_until(lambda: not is_alive(worker["pid"]), 5, "the worker gone")
     assert len(journal_rows(hive)) == 1
     hive.start(port)
     assert hive.workers() == []
     assert journal_rows(hive) == []
-    wait_until(lambda: not [p for p in hive.processes() if "time.sleep" in " ".join(p.cmdline())], 5, "child")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    wait_until(
+        lambda: not [p for p in hive.processes() if "time.sleep" in " ".join(arguments(p))], 5, "child gone"
+    )
 
 
 def test_an_orphan_in_the_journal_is_ended_and_a_reused_pid_is_not(start_hive: Start, tmp_path: Path) -> None:

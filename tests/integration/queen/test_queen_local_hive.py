@@ -14,38 +14,30 @@ import pytest
 import requests
 
 from support.daemons import wait_until
+from support.processes import arguments, children, is_alive, with_variable
 from support.queens import TIMING, QueenUnderTest, start_queen
 from support.scripted import ScriptedHive, free_port, run_task
 
 
 def hives_below(queen: QueenUnderTest) -> list[psutil.Process]:
     """Hive daemons the queen has started (the process signals go to, not the one that serves)."""
-    return [p for p in processes_of(queen) if p.parent() and _is_hive(p) and not _is_hive(p.parent())]
+    hives = {process.pid: process for process in processes_of(queen) if _is_hive(process)}
+    return [p for p in hives.values() if not any(p in children(pid) for pid in hives)]
 
 
 def processes_of(queen: QueenUnderTest) -> list[psutil.Process]:
     """Every process that carries this queen's home in its environment."""
-    mine = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("RBEE_HOME") == str(queen.home / ".rbee"):
-                mine.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return mine
+    return with_variable("RBEE_HOME", queen.home / ".rbee")
 
 
 def _is_hive(process: psutil.Process | None) -> bool:
-    try:
-        words = " ".join(process.cmdline()) if process else ""
-    except psutil.NoSuchProcess:
-        return False
+    words = " ".join(arguments(process))
     return "rbee-hive" in words or "rbee.hive" in words
 
 
 def kill(queen: QueenUnderTest) -> None:
     """End the queen as the kernel's memory killer would, and nothing below it."""
-    served_by = [p for p in psutil.Process(queen.daemon.pid).children() if not _is_hive(p)]
+    served_by = [p for p in children(queen.daemon.pid) if not _is_hive(p)]
     queen.daemon.process.kill()
     queen.daemon.process.wait(5)
     for process in served_by:
@@ -115,7 +107,7 @@ def test_a_hive_that_was_killed_is_started_again_for_the_next_request(queen: Que
     models(queen)
     first = hives_below(queen)[0]
     first.send_signal(signal.SIGKILL)
-    wait_until(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, 5)
+    wait_until(lambda: not is_alive(first.pid), 5)
     assert models(queen).json() == {"models": []}
     assert health(queen)["pid"] != first.pid
 

@@ -21,11 +21,11 @@ import pytest
 import requests
 
 from support.daemons import wait_until
+from support.nodes import HOST, add, fields, has_ended, hive_of, models_of, node_environment, post
+from support.processes import with_state_below
 from support.queens import TIMING, QueenUnderTest, start_queen
 from support.scripted import ScriptedHive, free_port, run_task
 from support.sshd import SshdMissing, SshNode, find_sshd, fingerprint, make_key
-
-HOST = "127.0.0.11"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,53 +52,10 @@ def queen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QueenUnderTest]:
 def node(tmp_path: Path, key: Path) -> Iterator[SshNode]:
     with SshNode(tmp_path / "node", [key], environment=node_environment(tmp_path), host=HOST) as running:
         yield running
-    leftovers = [p for p in psutil.process_iter() if _belongs_to(p, tmp_path)]
+    leftovers = with_state_below(tmp_path)
     for process in leftovers:
         process.kill()
     assert not leftovers
-
-
-def node_environment(folder: Path) -> dict[str, str]:
-    home = folder / "node" / "home" / ".rbee"
-    config = folder / "node" / "hive.toml"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(f"[pool]\nlisten_addr = '{HOST}:9200'\n[timing]\nlease_ttl_s = 5\n")
-    root = Path(__file__).resolve().parents[3]
-    return {
-        "RBEE_HOME": str(home),
-        "RBEE_CONFIG": str(config),
-        "PYTHONPATH": f"{root / 'services'}:{root / 'cli'}",
-    }
-
-
-def _belongs_to(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return str(folder) in process.environ().get("RBEE_HOME", "")
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
-
-
-def fields(node: SshNode, key: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """The body that adds a node."""
-    return {
-        "node_name": name,
-        "ssh_host": node.host,
-        "ssh_port": node.port,
-        "ssh_user": node.user,
-        "ssh_key_path": str(key),
-        "install_path": "/srv/nothing-installed-here",
-        "hive_port": free_port(),
-        **changes,
-    }
-
-
-def post(queen: QueenUnderTest, path: str, body: dict[str, Any]) -> requests.Response:
-    return requests.post(f"{queen.url}/v2/registry/beehives/{path}", json=body, timeout=60)
-
-
-def add(queen: QueenUnderTest, body: dict[str, Any]) -> None:
-    answer = post(queen, "add", body)
-    assert answer.status_code == 200, answer.text
 
 
 def row(queen: QueenUnderTest, name: str) -> dict[str, Any] | None:
@@ -312,34 +269,6 @@ def test_a_malformed_field_is_refused_and_named(
 # Hives on nodes
 
 
-def hive_of(node: SshNode) -> psutil.Process | None:
-    """The hive daemon that runs on the node, if one does."""
-    for process in psutil.process_iter():
-        try:
-            words = process.cmdline()
-            is_hive = any("rbee-hive" in w for w in words) and "daemon" in words
-            if is_hive and process.environ().get("RBEE_HOME") == str(node.home / ".rbee"):
-                parent = process.parent()
-                if parent is None or parent.cmdline() != words:
-                    return process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return None
-
-
-def has_ended(pid: int) -> bool:
-    """Whether the process is gone, or only its exit code is left where nobody collects it (containers)."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def models_of(queen: QueenUnderTest, name: str) -> requests.Response:
-    """A request that needs the node's hive and is quick."""
-    return requests.get(f"{queen.url}/v2/models/list", params={"node": name}, timeout=60)
-
-
 def test_a_hive_is_started_over_ssh_detached_owned_and_ended_with_the_queen(
     tmp_path: Path, node: SshNode, key: Path
 ) -> None:
@@ -402,46 +331,6 @@ def test_a_hive_that_ends_at_once_is_told_with_its_own_words(
     assert "pool.worker_port_min" in answer.error["details"]["reason"]
     assert answer.narrated("hive_start") == ["Starting rbee-hive on n"]
     assert answer.narrated("ssh_connect")
-
-
-SYSTEMCTL = """#!/bin/sh
-echo "$*" >> "$UNIT_FOLDER/calls"
-[ "$1" = --user ] || exit 1
-case "$2" in
-  cat) ;;
-  set-environment) echo "${3#RBEE_HIVE_OPTIONS=}" > "$UNIT_FOLDER/options" ;;
-  unset-environment) rm "$UNIT_FOLDER/options" ;;
-  start)
-    setsid rbee-hive $(cat "$UNIT_FOLDER/options") </dev/null >/dev/null 2>&1 &
-    echo $! > "$UNIT_FOLDER/pid" ;;
-  show) cat "$UNIT_FOLDER/pid" ;;
-esac
-"""
-
-
-def test_a_node_with_a_unit_has_its_hive_started_by_it_and_owned_all_the_same(
-    tmp_path: Path, key: Path
-) -> None:
-    unit = tmp_path / "unit"
-    unit.mkdir()
-    (unit / "systemctl").write_text(SYSTEMCTL)
-    (unit / "systemctl").chmod(0o755)
-    path = f"{unit}:{Path(sys.executable).parent}:/usr/bin:/bin"
-    environment = {**node_environment(tmp_path), "UNIT_FOLDER": str(unit), "PATH": path}
-    with SshNode(tmp_path / "node", [key], environment=environment, host=HOST) as node:
-        queen = start_queen(tmp_path / "queen")
-        with queen.daemon:
-            body = fields(node, key, "n")
-            add(queen, body)
-            assert models_of(queen, "n").json() == {"models": []}
-            health = requests.get(f"http://{HOST}:{body['hive_port']}/v1/health", timeout=5).json()
-            assert health["owner"] == queen.identity
-            assert health["pid"] == int((unit / "pid").read_text())
-            # Started again by its operator later, it must not find this queen's options.
-            assert not (unit / "options").exists()
-        assert has_ended(health["pid"])
-    calls = [line.split()[1] for line in (unit / "calls").read_text().splitlines()]
-    assert calls == ["cat", "set-environment", "start", "unset-environment", "show"]
 
 
 def test_an_operators_hive_on_a_node_is_used_without_a_login_and_left_running(

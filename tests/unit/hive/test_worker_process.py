@@ -19,6 +19,7 @@ from rbee.hive.adapters import worker_process
 from rbee.hive.adapters.worker_process import ChildWorkerLauncher, worker_command, worker_environment
 from rbee.hive.ports import WorkerOrder
 from support.daemons import wait_until
+from support.processes import is_alive
 
 REPORT = """
 import json, os, sys
@@ -169,14 +170,7 @@ def test_what_a_worker_leaves_behind_ends_with_it(settings: Settings) -> None:
     with gevent.Timeout(10):
         assert process.wait() == 0
     child = int(starter.last_lines("worker-1", 1)[0])
-    wait_until(lambda: not _lives(child), 5, "the child of the worker gone")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    wait_until(lambda: not is_alive(child), 5, "the child of the worker gone")
 
 
 def test_a_killed_worker_has_a_negative_status(settings: Settings) -> None:
