@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import ipaddress
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rbee_keeper.failures import KeeperFailure
+from rbee_keeper.place_at_queen import PlaceAtQueen
 from rbee_keeper.queen_probe import Presence, ProbeResult, address_of, probe
 from rbee_keeper.queen_process import QueenProcess, QueenStartFailed
 
@@ -24,22 +26,28 @@ _CASCADE_SLACK_S = 10.0
 
 
 class QueenConnection:
-    """One queen and how to call it; when it was started for this command, ``close`` ends it.
+    """One queen and how to call it; ``close`` ends it when it lives for commands and this is the last one.
 
     Errors of the queen are raised as the ``RbeeError`` they are, everything below HTTP as ``KeeperFailure``.
+
+    Args:
+        process: the queen, when it was started for this command.
+        place: this command's place at a queen that was started for another command.
     """
 
-    def __init__(self, url: str, session: Session, process: QueenProcess | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        session: Session,
+        process: QueenProcess | None = None,
+        place: PlaceAtQueen | None = None,
+    ) -> None:
         self.url = url
         self._session = session
         self._process = process
+        self._place = place or (PlaceAtQueen(url, session.api_key) if process is not None else None)
         self._correlation_id = str(uuid.uuid4())
         self._client = self.new_client()
-
-    @property
-    def is_ephemeral(self) -> bool:
-        """Whether it was started for this command."""
-        return self._process is not None
 
     def new_client(self) -> ServiceClient:
         """A client with connections of its own, for use beside a stream."""
@@ -83,13 +91,21 @@ class QueenConnection:
         return stream
 
     def close(self) -> None:
-        """End the queen if it was started for this command, and all that came up with it."""
+        """Leave the queen; one that lives for commands ends with the last of them, and all below it."""
         self._client.close()
-        if self._process is not None:
-            self._process.stop(
-                patience_s=cascade_patience_s(self._session.settings),
-                is_hurried=lambda: self._session.interrupts.is_hurried,
-            )
+        if self._place is None:
+            return
+        farewell = self._place.leave()
+        patience_s = cascade_patience_s(self._session.settings)
+        if self._process is None:
+            farewell.await_end(patience_s, self._is_hurried)
+        elif farewell.is_last:
+            self._process.stop(patience_s=patience_s, is_hurried=self._is_hurried)
+        else:
+            self._process.release()
+
+    def _is_hurried(self) -> bool:
+        return self._session.interrupts.is_hurried
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -114,22 +130,49 @@ class QueenConnection:
 def connect(session: Session, *, prestart_hive: bool, may_start: bool) -> QueenConnection:
     """See ``Session.queen``."""
     url = session.queen_url
-    timeout_s = session.settings.timing.queen_probe_timeout_ms / 1000
-    found = probe(url, session.api_key, timeout_s)
-    if found.presence in (Presence.QUEEN, Presence.OTHER_KEY):
-        return _accepted(url, session, found)
+    found, connection = _look(url, session, is_joining=may_start)
+    if connection is not None:
+        return connection
     if not may_start or not is_loopback(url):
         raise _no_queen(url, found)
     try:
         return _started(url, session, found.presence is Presence.NOTHING, prestart_hive)
     except QueenStartFailed:
+        if found.presence is not Presence.NOTHING:
+            raise
         # Another keeper may have been quicker to take the port; then its queen serves both.
-        again = probe(url, session.api_key, timeout_s)
-        if found.presence is Presence.NOTHING and again.presence is Presence.QUEEN:
-            return _accepted(url, session, again)
-        if found.presence is Presence.NOTHING and again.presence is Presence.STRANGER:
+        again, connection = _look(url, session, is_joining=True)
+        if connection is not None:
+            return connection
+        if again.presence is Presence.STRANGER:
             return _started(url, session, False, prestart_hive)
         raise
+
+
+def _look(url: str, session: Session, *, is_joining: bool) -> tuple[ProbeResult, QueenConnection | None]:
+    """What is at the URL, and the connection if it is a queen that can be used.
+
+    A queen that lives for other commands is joined, so that it does not end under this one; one that is on
+    its way out already is waited for.
+    """
+    timing = session.settings.timing
+    deadline = time.monotonic() + cascade_patience_s(session.settings)
+    while True:
+        found = probe(url, session.api_key, timing.queen_probe_timeout_ms / 1000)
+        if found.presence is Presence.OTHER_KEY:
+            from rbee.core.errors import InvalidApiKey
+
+            raise InvalidApiKey(address_of(url)[0])
+        if found.presence is not Presence.QUEEN:
+            return found, None
+        if not (found.is_ephemeral and is_joining):
+            return found, QueenConnection(url, session)
+        place = PlaceAtQueen(url, session.api_key)
+        if place.join():
+            return found, QueenConnection(url, session, place=place)
+        if time.monotonic() > deadline:
+            raise KeeperFailure(f"The queen at {url} is shutting down and does not come to its end")
+        time.sleep(timing.queen_start_poll_ms / 1000)
 
 
 def is_loopback(url: str) -> bool:
@@ -194,14 +237,6 @@ def _started(url: str, session: Session, port_is_free: bool, prestart_hive: bool
             patience_s=cascade_patience_s(settings), is_hurried=lambda: session.interrupts.is_hurried
         )
         raise
-
-
-def _accepted(url: str, session: Session, found: ProbeResult) -> QueenConnection:
-    if found.presence is Presence.OTHER_KEY:
-        from rbee.core.errors import InvalidApiKey
-
-        raise InvalidApiKey(address_of(url)[0])
-    return QueenConnection(url, session)
 
 
 def _no_queen(url: str, found: ProbeResult) -> KeeperFailure:

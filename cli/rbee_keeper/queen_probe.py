@@ -36,6 +36,8 @@ class ProbeResult:
     presence: Presence
     version: str | None = None
     reason: str = ""
+    is_ephemeral: bool = False
+    """A queen that ends with the keepers it serves."""
 
 
 def address_of(url: str) -> tuple[str, int]:
@@ -110,7 +112,8 @@ def _judge(status: int, body: bytes) -> ProbeResult:
     answer = answer if isinstance(answer, dict) else {}
     if status == 200 and answer.get("service") == QUEEN_SERVICE:
         version = answer.get("version")
-        return ProbeResult(Presence.QUEEN, version if isinstance(version, str) else None)
+        version = version if isinstance(version, str) else None
+        return ProbeResult(Presence.QUEEN, version, is_ephemeral=answer.get("ephemeral") is True)
     error = answer.get("error")
     if status == 401 and isinstance(error, dict) and error.get("code") in _KEY_CODES:
         return ProbeResult(Presence.OTHER_KEY)

@@ -124,6 +124,7 @@ class QueenProcess:
     def release(self) -> None:
         """Let go of a queen that stays."""
         self._close_files()
+        self._release_pipe()
         # It is not ours to wait for: without this the interpreter warns about a child that still runs.
         self._process.returncode = 0
 

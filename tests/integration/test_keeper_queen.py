@@ -16,7 +16,7 @@ import pytest
 from support.daemons import environment, wait_until
 from support.keeper import RunningKeeper, processes_of, programs_of, run_keeper
 from support.processes import arguments, children
-from support.scripted import free_port
+from support.scripted import ScriptedHive, free_port
 
 
 @pytest.fixture
@@ -39,6 +39,11 @@ def home(tmp_path: Path) -> Iterator[Path]:
 def configured_url(home: Path) -> str:
     line = (home / ".config" / "rbee" / "config.toml").read_text().splitlines()[1]
     return line.split('"')[1]
+
+
+def hive_port(home: Path) -> int:
+    lines = (home / ".config" / "rbee" / "config.toml").read_text().splitlines()
+    return int(lines[2].removeprefix("local_hive_port = "))
 
 
 def test_a_command_brings_its_own_queen_and_leaves_nothing_running(home: Path) -> None:
@@ -75,6 +80,49 @@ def test_two_commands_at_once_both_get_their_answer(home: Path) -> None:
     with RunningKeeper(home, "workers", "list") as first:
         second = run_keeper(home, "setup", "list-nodes")
         assert (second.code, first.outcome().code) == (0, 0), (second.stderr, first.stderr)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_command_that_found_anothers_queen_goes_on_when_that_other_ends(
+    home: Path, number: int, code: int
+) -> None:
+    model, tokens = "file:/m.gguf", 50
+    prompt = ("infer", "--model", model, "--prompt", "x", "--quiet")
+    peer = home.parent / "peer"
+    # Longer than a queen that is told to end lets its tasks go on (2 s here).
+    with (
+        ScriptedHive(peer, port=hive_port(home), models=[model], tokens=tokens, token_interval_s=0.1),
+        RunningKeeper(home, *prompt) as first,
+    ):
+        wait_until(lambda: first.stdout, 30, "the first token")
+        with RunningKeeper(home, *prompt, folder=peer) as second:
+            wait_until(lambda: second.stdout, 30, "the second command's first token")
+            first.signal(number)
+            assert first.outcome().code == code
+            assert second.process.poll() is None
+            run = second.outcome()
+        assert (run.code, len(run.stdout.split())) == (0, tokens), run.stderr
+        # The last command waits for the end of the queen, though it did not start it.
+        assert processes_of(home) == []
+
+
+def test_a_queen_on_its_way_out_is_not_used_but_waited_for(home: Path) -> None:
+    with RunningKeeper(home, "models", "list") as first:
+        wait_until(lambda: "hive" in programs_of(home), 30, "the hive")
+        first.signal(signal.SIGKILL)
+        first.outcome()
+    run = run_keeper(home, "models", "list")
+    assert (run.code, run.stderr) == (0, "")
+    assert processes_of(home) == []
+
+
+def test_no_queen_is_kept_in_place_of_one_that_belongs_to_a_command(home: Path) -> None:
+    with RunningKeeper(home, "models", "list") as first:
+        wait_until(lambda: "hive" in programs_of(home), 30, "the hive")
+        run = run_keeper(home, "queen", "start")
+        assert run.code == 1
+        assert "it ends with that command" in run.stderr
+        assert first.outcome().code == 0
 
 
 def test_a_queen_that_cannot_start_is_told_in_its_own_words(home: Path) -> None:

@@ -53,10 +53,16 @@ def run_keeper(
 
 
 class RunningKeeper:
-    """A keeper that is still at work; a context manager that kills what has not ended."""
+    """A keeper that is still at work; a context manager that kills what has not ended.
 
-    def __init__(self, home: Path, *args: str, extra: Mapping[str, str] | None = None) -> None:
-        self._paths = [home / f"keeper-{name}.txt" for name in ("out", "err")]
+    Args:
+        folder: takes its output, where another keeper of this home writes to the home itself.
+    """
+
+    def __init__(
+        self, home: Path, *args: str, extra: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> None:
+        self._paths = [(folder or home) / f"keeper-{name}.txt" for name in ("out", "err")]
         environ = environment(home, extra)
         files: list[IO[bytes]] = [path.open("wb") for path in self._paths]
         try:

@@ -30,6 +30,7 @@ def start(session: Session, /, port: int | None) -> Message:
     """Start a queen that stays when this command ends."""
     from rbee.core.settings import prepare_home
     from rbee_keeper.background_queen import exclusive, running_queen, start_background_queen
+    from rbee_keeper.queen_probe import Presence
 
     settings = session.settings
     try:
@@ -40,7 +41,13 @@ def start(session: Session, /, port: int | None) -> Message:
                 return _already(present.url, present.pid)
             address = _listen_address(session, port)
             url = f"http://{_as_destination(address)}"
-            if _is_queen(session, url):
+            found = _probe(session, url)
+            if found.is_ephemeral:
+                raise KeeperFailure(
+                    f"A command that runs has a queen of its own at {url}; it ends with that command",
+                    suggestion="Start again when it has ended, or choose another --port",
+                )
+            if found.presence in (Presence.QUEEN, Presence.OTHER_KEY):
                 return _already(url, None)
             started = start_background_queen(session, address)
     except OSError as error:
@@ -119,12 +126,6 @@ def _probe(session: Session, url: str) -> ProbeResult:
     from rbee_keeper.queen_probe import probe
 
     return probe(url, session.api_key, session.settings.timing.queen_probe_timeout_ms / 1000)
-
-
-def _is_queen(session: Session, url: str) -> bool:
-    from rbee_keeper.queen_probe import Presence
-
-    return _probe(session, url).presence in (Presence.QUEEN, Presence.OTHER_KEY)
 
 
 def _listen_address(session: Session, port: int | None) -> str:

@@ -130,6 +130,7 @@ class _Start:
         from rbee.queen.app import Queen, create_app
         from rbee.queen.fleet import Fleet
         from rbee.queen.identity import load_identity
+        from rbee.queen.keepers import Keepers
         from rbee.queen.registry import Nodes, builtin_node
         from rbee.queen.shutdown import QueenService
         from rbee.web.app import correlation_id
@@ -160,7 +161,8 @@ class _Start:
         if self.keeper_pid is None:
             nodes.open()
         login = TransportLogin(transport, settings.timing.ssh_connect_timeout_s)
-        queen = Queen(settings, __version__, keys, nodes, fleet, transport, login)
+        keepers = None if self.keeper_pid is None else Keepers(serving.daemon_pid)
+        queen = Queen(settings, __version__, keys, nodes, fleet, transport, login, keepers)
         return QueenService(
             queen,
             create_app(queen),

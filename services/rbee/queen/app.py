@@ -8,11 +8,12 @@ from rbee.core.errors import ServiceUnavailable
 from rbee.core.settings import Settings
 from rbee.queen.fleet import Fleet
 from rbee.queen.inference import TaskFlow
+from rbee.queen.keepers import Keepers
 from rbee.queen.known_workers import KnownWorkers
 from rbee.queen.metrics import Metrics
 from rbee.queen.ports import NodeLogin, NodeTransport
 from rbee.queen.registry import Nodes
-from rbee.queen.routes import health, logs, models, orchestrator, plan, registry, tasks, workers
+from rbee.queen.routes import health, keepers, logs, models, orchestrator, plan, registry, tasks, workers
 from rbee.queen.tasks import OpenTasks
 from rbee.web.app import add_metrics_route, create_service_app
 from rbee.web.auth import KeyRing
@@ -31,6 +32,7 @@ class Queen:
         fleet: Fleet,
         transport: NodeTransport,
         login: NodeLogin,
+        keepers: Keepers | None = None,
     ) -> None:
         timing = settings.timing
         self.settings = settings
@@ -40,13 +42,15 @@ class Queen:
         self.fleet = fleet
         self.transport = transport
         self.login = login
+        self.keepers = keepers
+        """Of an ephemeral queen; None where the queen stays until it is told to end."""
         self.metrics = Metrics()
         self.tasks = OpenTasks(settings.queen.max_pending)
         self.flow = TaskFlow(fleet, KnownWorkers(), timing, self.metrics)
         self.work = OpenStreams("queen-rbee", timing.sse_keepalive_s)
         """Tasks and pulls: a shutdown lets them finish for a while."""
         self.log_readers = OpenStreams("queen-rbee", timing.sse_keepalive_s)
-        """A shutdown ends these at once."""
+        """A shutdown ends these at once, and those of keepers that have joined."""
         self.is_draining = False
         self.metrics.watch(lambda: len(self.tasks), self.tasks.capacity, lambda: len(fleet.owned))
 
@@ -67,5 +71,7 @@ def create_app(queen: Queen) -> flask.Flask:
     )
     for routes in (health, registry, plan, tasks, workers, models, logs, orchestrator):
         app.register_blueprint(routes.blueprint(queen))
+    if queen.keepers is not None:
+        app.register_blueprint(keepers.blueprint(queen, queen.keepers))
     add_metrics_route(app, queen.metrics.registry)
     return app

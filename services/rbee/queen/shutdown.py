@@ -7,6 +7,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flask
@@ -19,6 +20,7 @@ from rbee.core.logs import get_logger
 from rbee.core.settings import Timing
 from rbee.queen.app import Queen
 from rbee.queen.fleet import Fleet
+from rbee.queen.keepers import OWNER, Keepers
 from rbee.queen.ownership import OwnedHive
 
 _POLL_S = 0.05
@@ -59,10 +61,11 @@ class QueenService:
     def listening(self) -> None:
         """Start the background work."""
         work: list[Callable[[], None]] = [self._queen.fleet.owned.keep_leases]
-        if self._keeper_pid is None:
-            work.append(self._resume)
+        keepers = self._queen.keepers
+        if keepers is not None:
+            work += [partial(self._watch_owner, keepers), partial(self._outlive_no_keeper, keepers)]
         else:
-            work.append(self._outlive_no_keeper)
+            work.append(self._resume)
         self._background += [gevent.spawn(job) for job in work]
 
     def shut_down(self) -> None:
@@ -101,8 +104,14 @@ class QueenService:
         except RbeeError as error:
             self._log.error("registry_unavailable", message=error.message)
 
-    def _outlive_no_keeper(self) -> None:
-        """End by the same cascade as on SIGTERM once the keeper is gone, however it ended."""
+    def _outlive_no_keeper(self, keepers: Keepers) -> None:
+        """End by the same cascade as on SIGTERM once no keeper is left."""
+        keepers.wait_until_none()
+        self._log.info("keeper_gone", message="no keeper of this ephemeral queen is left")
+        self._request_shutdown()
+
+    def _watch_owner(self, keepers: Keepers) -> None:
+        """Notice that the keeper that started this queen is gone, however it ended."""
         try:
             is_pipe = stat.S_ISFIFO(os.fstat(0).st_mode)
         except OSError:
@@ -113,8 +122,7 @@ class QueenService:
         else:
             while self._keeper_pid and psutil.pid_exists(self._keeper_pid):
                 gevent.sleep(_PARENT_POLL_S)
-        self._log.info("keeper_gone", message="the keeper of this ephemeral queen is gone")
-        self._request_shutdown()
+        keepers.leave(OWNER)
 
 
 def _read_pipe() -> bytes:

@@ -3,8 +3,8 @@
 Plain POSIX sh, so that it runs on every node; values come as arguments only.
 
 Where the node has the systemd unit ``rbee-hive.service``, of the login's own user manager or of the system,
-systemd starts and ends the hive, so that its view of the unit stays true. The unit takes the queen's options from
-the variable ``RBEE_HIVE_OPTIONS`` (``ExecStart=… rbee-hive $RBEE_HIVE_OPTIONS``), which is empty when
+systemd starts and ends the hive, so that its view of the unit stays true. The unit takes the queen's options
+from the variable ``RBEE_HIVE_OPTIONS`` (``ExecStart=… rbee-hive $RBEE_HIVE_OPTIONS``), which is empty when
 anybody else starts it: that hive is the operator's.
 """
 
@@ -80,7 +80,7 @@ alive "$2" && exit 0
 tail -n 5 "${{RBEE_LOG_DIR:-${{RBEE_HOME:-$HOME/.rbee}}/logs}}/rbee-hive.start.log"
 exit 1
 """
-"""Arguments: the first two words that ``START`` printed. Succeeds while the hive runs, else prints why not."""
+"""Arguments: the first two words that ``START`` printed. Succeeds while the hive runs, else tells its end."""
 
 SIGNAL = f"""{_UNIT}{_ALIVE}
 alive "$1" || exit 0

@@ -17,6 +17,7 @@ def blueprint(queen: Queen) -> flask.Blueprint:
     @routes.get("/health")
     @routes.get("/v1/health")
     def health() -> dict[str, Any]:
-        return {"status": "ok", "version": queen.version, "service": "queen-rbee"}
+        body = {"status": "ok", "version": queen.version, "service": "queen-rbee"}
+        return body if queen.keepers is None else {**body, "ephemeral": True}
 
     return routes
