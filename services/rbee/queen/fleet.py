@@ -27,6 +27,8 @@ from rbee.queen.retries import attempt_line, attempts
 Narrate = Callable[[str, str], None]
 """Told an action and its text."""
 _LOOKUP_TIMEOUT_S = 5.0
+STOPPING = "stopping"
+"""The status of a hive that is shutting down."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Fleet:
         """
         try:
             health = self._connect(node, narrate)
+            known = self.nodes.find(node.node_name) if node.builtin else node
+            if health is None and known.hive_port != node.hive_port:
+                # Another task has started it on another port since this one looked the node up.
+                node, health = known, self._connect(known, narrate)
             if health is None:
                 node, health = self._start_once(node, narrate)
             elif node.node_name in self._untold:
@@ -161,7 +167,11 @@ class Fleet:
                 gevent.sleep(attempt.delay_ms / 1000)
             narrate("retry", attempt_line(attempt, node.ssh_host, node.hive_port, timeout_s))
             try:
-                return self.peers.hive(node).health(timeout_s)
+                health = self.peers.hive(node).health(timeout_s)
+                if health.status != STOPPING:
+                    return health
+                self._await_end(node, narrate)
+                return None
             except NotAHive as error:
                 if node.builtin:
                     return None
@@ -176,6 +186,26 @@ class Fleet:
                     attempt=attempt.number,
                 )
         raise ConnectionTimeout(node.ssh_host, node.hive_port, len(plan), timeout_s, node.node_name)
+
+    def _await_end(self, node: Node, narrate: Narrate) -> None:
+        """Wait until a hive that is shutting down has left its port: it takes no more work.
+
+        Raises:
+            BadHiveResponse: it does not come to its end.
+        """
+        narrate("health_check", f"Waiting for the rbee-hive on {node.node_name} that is shutting down")
+        deadline = time.monotonic() + self._timing.hive_shutdown_timeout_s + _LOOKUP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            gevent.sleep(self._timing.hive_start_poll_ms / 1000)
+            try:
+                if self.peers.hive(node).health(_LOOKUP_TIMEOUT_S).status != STOPPING:
+                    return
+            except NotAHive:
+                return
+            except TransportFailure as failure:
+                if failure.kind == "refused":
+                    return
+        raise BadHiveResponse(node.ssh_host, "it is shutting down and does not end")
 
     def _start_once(self, node: Node, narrate: Narrate) -> tuple[Node, HiveHealth]:
         if not node.builtin:
@@ -210,7 +240,7 @@ class Fleet:
             self._log.info(
                 "hive_started", message="hive process started", node=node.node_name, pid=process.pid
             )
-            return _Started(node, health=self._await_health(node, launcher))
+            return _Started(node, health=self._await_health(node, launcher, process))
         except RbeeError as error:
             self._log.error("hive_start_failed", message=error.message, node=node.node_name)
             self.owned.drop_if_failed(node)
@@ -218,17 +248,26 @@ class Fleet:
         finally:
             self._starting.pop(node.node_name, None)
 
-    def _await_health(self, node: Node, launcher: HiveLauncher) -> HiveHealth:
+    def _await_health(self, node: Node, launcher: HiveLauncher, process: HiveProcess) -> HiveHealth:
+        """The health of the hive that was started, or of another one that was quicker to take the port.
+
+        Raises:
+            HiveStartFailed
+        """
         deadline = time.monotonic() + self._timing.hive_start_timeout_s
         poll_s = self._timing.hive_start_poll_ms / 1000
         while True:
             launcher.pause(node, poll_s)
             try:
                 health = self.peers.hive(node).health(self._timing.hive_connect_timeout_s)
+            except (TransportFailure, NotAHive):
+                health = None
+            is_ours = health is not None and (process.pid is None or health.owner == self.owned.identity)
+            # Another hive may be there only until it ends, and ours until it finds the port taken.
+            reason = None if is_ours else launcher.failure(node)
+            if health is not None and health.status != STOPPING and (is_ours or reason is not None):
                 self.owned.note(node, health)
                 return health
-            except (TransportFailure, NotAHive):
-                reason = launcher.failure(node)
             if reason is not None:
                 raise HiveStartFailed(node.ssh_host, reason)
             if time.monotonic() > deadline:

@@ -33,7 +33,7 @@ class OwnedHives:
     """
 
     def __init__(self, identity: str, peers: Peers, launcher_for: LauncherFor, timing: Timing) -> None:
-        self._identity = identity
+        self.identity = identity
         self._peers = peers
         self._launcher_for = launcher_for
         self._timing = timing
@@ -52,7 +52,7 @@ class OwnedHives:
 
     def note(self, node: Node, health: HiveHealth) -> None:
         """Learn from what a hive says of itself."""
-        if health.owner != self._identity:
+        if health.owner != self.identity:
             self._owned.pop(node.node_name, None)
         elif health.pid is not None:
             self._owned[node.node_name] = OwnedHive(node, health.pid)
@@ -81,7 +81,7 @@ class OwnedHives:
         if owned is None:
             return
         try:
-            self._peers.hive(owned.node).renew_lease(self._identity, self._timing.lease_ttl_s)
+            self._peers.hive(owned.node).renew_lease(self.identity, self._timing.lease_ttl_s)
         except LeaseHeld as error:
             self._disown(owned)
             self._log.warning("lease_lost", message=error.message, node=node_name)

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from support.daemons import wait_until
+from support.hives import HiveNode, ctranslate2_folder
 from support.processes import arguments, children, is_alive, with_variable
 from support.queens import TIMING, QueenUnderTest, start_queen
 from support.scripted import ScriptedHive, free_port, run_task
@@ -110,6 +111,23 @@ def test_a_hive_that_was_killed_is_started_again_for_the_next_request(queen: Que
     wait_until(lambda: not is_alive(first.pid), 5)
     assert models(queen).json() == {"models": []}
     assert health(queen)["pid"] != first.pid
+
+
+def test_a_hive_that_is_shutting_down_is_waited_for_and_a_new_one_started(
+    queen: QueenUnderTest, tmp_path: Path
+) -> None:
+    ending = HiveNode(tmp_path / "ending", worker="--drain-s 1.5", key=None)
+    ending.start(queen.hive_port)
+    try:
+        ending.idle_worker(ctranslate2_folder(tmp_path / "model"))
+        ending.running.process.terminate()
+        wait_until(lambda: health(queen)["status"] == "stopping", 5, "the end has begun")
+        answer = run_task(queen.url, {"prompt": "x", "model": "file:/no/such.gguf"})
+    finally:
+        ending.__exit__(None, None, None)
+    assert answer.error["code"] == "MODEL_NOT_FOUND"
+    assert answer.narrated("health_check") == ["Waiting for the rbee-hive on localhost that is shutting down"]
+    assert health(queen)["owner"] == queen.identity
 
 
 def test_another_program_on_the_port_moves_the_hive_to_a_free_one(

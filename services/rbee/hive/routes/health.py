@@ -19,7 +19,7 @@ def health_blueprint(
     @routes.get("/v1/health")
     def health() -> flask.Response:
         return flask.jsonify(
-            status="alive",
+            status="stopping" if is_ending() else "alive",
             version=__version__,
             api_version="v1",
             service="rbee-hive",
