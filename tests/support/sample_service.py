@@ -10,7 +10,7 @@ from rbee.web.server import Serving, bind, run_daemon
 
 
 class SampleService:
-    """Endless events, an endless silence, a failing stream, and a shutdown that takes a moment."""
+    """Endless events, a burst of them, an endless silence, a failing stream, and a shutdown that takes a moment."""
 
     def __init__(self, serving: Serving) -> None:
         import gevent
@@ -50,6 +50,11 @@ class SampleService:
                         if kind == "crashing" and index == 3:
                             raise ZeroDivisionError("words that must not leak")
                         if kind == "forgetful" and index == 3:
+                            return
+                        if kind == "burst":
+                            for number in range(3000):
+                                emit.event({"index": number, "padding": "x" * (number % 2000)})
+                            emit.conclude(b'data: {"done":true}\n\n')
                             return
                         if kind != "silent":
                             emit.event({"index": index, "padding": "x" * (60_000 if kind == "flood" else 0)})

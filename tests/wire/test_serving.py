@@ -1,5 +1,6 @@
 """What the shared web half does on real sockets and signals."""
 
+import json
 import os
 import signal
 import socket
@@ -50,6 +51,16 @@ def test_a_client_that_does_not_read_is_disconnected_and_holds_no_memory(sample:
         client.sendall(b"GET /v1/stream/flood HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_until(lambda: health(sample)["ended"] == ["flood"], 20, "the disconnection")
     wait_until(lambda: health(sample)["open"] == 0, 5, "no open stream")
+
+
+def test_a_burst_that_overtakes_its_reader_arrives_whole_and_in_order(sample: Daemon) -> None:
+    with requests.get(f"{sample.url}/v1/stream/burst", stream=True, timeout=10) as answer:
+        assert answer.headers["Transfer-Encoding"] == "chunked"
+        lines = [line for line in answer.iter_lines() if line.startswith(b"data: ")]
+    events = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+    assert lines[-1] == b"data: [DONE]"
+    assert events[-1] == {"done": True}
+    assert [event["index"] for event in events[:-1]] == list(range(3000))
 
 
 @pytest.mark.parametrize(

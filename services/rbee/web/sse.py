@@ -49,12 +49,11 @@ class Emitter:
             ClientGone: the reader is 100 events behind and does not catch up.
         """
         self.sent_at = time.monotonic()
-        if self._wire is not None:
-            raw = self._wire.frame(raw)
-            if not self._wire.is_behind:
-                raw = self._wire.write(raw)
-                if not raw:
-                    return
+        wire = self._wire
+        if wire is not None and not wire.is_behind and self._queue.empty():
+            raw = wire.write(raw)
+            if not raw:
+                return
         try:
             self._queue.put_nowait(raw)
         except gevent.queue.Full:
@@ -80,6 +79,10 @@ class Emitter:
             self.conclude(encode_error(error))
 
 
+class _Rest(bytes):
+    """What is left of a chunk whose beginning has been written: it has its frame already."""
+
+
 class _Wire:
     """A client's connection once the answer's head is out.
 
@@ -95,12 +98,13 @@ class _Wire:
         self.is_behind = False
         """Whether bytes wait in the queue, so that others must line up behind them."""
 
-    def frame(self, raw: bytes) -> bytes:
+    def _frame(self, raw: bytes) -> bytes:
         """The bytes as a chunk (RFC 9112, 7.1) where the answer is chunked."""
         return b"%x\r\n%b\r\n" % (len(raw), raw) if self._is_chunked else raw
 
-    def write(self, framed: bytes) -> bytes:
+    def write(self, raw: bytes) -> _Rest:
         """Write what fits without waiting; returns the rest, which must be queued."""
+        framed = self._frame(raw)
         try:
             sent = self._plain.send(framed, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -108,15 +112,16 @@ class _Wire:
         except OSError:
             raise ClientGone() from None
         self.is_behind = sent < len(framed)
-        return framed[sent:]
+        return _Rest(framed[sent:])
 
-    def write_all(self, framed: bytes) -> None:
-        """Write everything, waiting for room.
+    def write_all(self, queued: bytes) -> None:
+        """Write something from the queue, waiting for room; nobody else writes meanwhile.
 
         Raises:
             OSError: the client is gone.
         """
-        self._client.sendall(framed)
+        self.is_behind = True
+        self._client.sendall(queued if isinstance(queued, _Rest) else self._frame(queued))
 
     def release(self) -> None:
         """Forget the connection, which stays open."""
@@ -256,8 +261,8 @@ class _Stream:
         queue = self._emitter._queue
         self._emitter._wire = wire
         try:
-            while (framed := queue.get()) is not None:
-                wire.write_all(framed)
+            while (queued := queue.get()) is not None:
+                wire.write_all(queued)
                 wire.is_behind = not queue.empty()
         finally:
             self._emitter._wire = None
