@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dev-installed
 SOURCES := services cli tests features bench
 JOBS ?= 3
+SOAK_MINUTES ?= 5
+SOAK_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format unit features features-self-check reference bench clean
+.PHONY: help test lint format unit features features-self-check reference soak bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -40,6 +42,9 @@ features-self-check: $(STAMP) ## The same with programs that do nothing: every s
 
 reference: $(STAMP) ## Compare tokens and logits with llama.cpp on the same file
 	$(BIN)/pytest -m reference
+
+soak: $(STAMP) ## SOAK_MINUTES of mixed requests and random kills (SOAK_SEED repeats a run)
+	RBEE_SOAK_MINUTES=$(SOAK_MINUTES) RBEE_SOAK_SEED=$(SOAK_SEED) $(BIN)/pytest -s tests/integration/test_soak.py
 
 bench: $(STAMP) ## Measure; writes bench/results/
 	$(BIN)/python -m bench

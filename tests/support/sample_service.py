@@ -10,7 +10,7 @@ from rbee.web.server import Serving, bind, run_daemon
 
 
 class SampleService:
-    """Endless events, a burst of them, an endless silence, a failing stream, and a shutdown that takes a moment."""
+    """Streams: endless, a burst, silent, failing; and a shutdown that takes a moment."""
 
     def __init__(self, serving: Serving) -> None:
         import gevent
