@@ -206,6 +206,21 @@ def test_log_lines_are_printed_as_they_are(tmp_path: Path) -> None:
     assert [json.loads(line)["source"] for line in as_json.stdout.splitlines()] == ["worker-1", "worker-1"]
 
 
+def test_lines_that_a_node_no_longer_gives_are_told(tmp_path: Path) -> None:
+    def many(stream: Stream) -> None:
+        line = json.dumps({"timestamp": "2026-01-31T08:00:00.000Z", "event": "e"})
+        for _ in range(10_000):
+            stream.event({"source": "rbee-hive", "line": line})
+        stream.raw(b"data: [DONE]\n\n")
+
+    with ScriptedQueen(streams={"GET /v2/logs": many}) as queen:
+        cut = call(tmp_path, queen, "logs", "--node", "mac", "--since", "2026-01-31T07:00:00Z")
+        whole = call(tmp_path, queen, "logs", "--node", "mac", "--since", "2026-01-31T09:00:00Z")
+    assert (cut.code, len(cut.stdout.splitlines())) == (0, 10_000)
+    assert cut.stderr == "Older lines are left out: a node gives the last 10000\n"
+    assert (whole.code, whole.stdout, whole.stderr) == (0, "", "")
+
+
 def test_following_logs_ends_with_ctrl_c_and_130(tmp_path: Path) -> None:
     def script(stream: Stream) -> None:
         stream.event({"source": "rbee-hive", "line": "first"})

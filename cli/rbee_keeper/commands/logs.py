@@ -64,18 +64,37 @@ def logs(
     params: dict[str, Any] = {"node": node, "follow": str(follow).lower(), "lines": wanted}
     if worker_id is not None:
         params["worker_id"] = worker_id
-    _print_lines(session, params, _Since(since))
+    _print_lines(session, params, _Since(since, None if lines is not None else _ALL_LINES))
     return Streamed()
 
 
 class _Since:
-    """Lets young enough lines through; a line without a time goes the way of the one before."""
+    """Lets young enough lines through; a line without a time goes the way of the one before.
 
-    def __init__(self, earliest: float | None) -> None:
+    Args:
+        limit: how many lines the node gives at most where the user has not said how many to read.
+    """
+
+    def __init__(self, earliest: float | None, limit: int | None = None) -> None:
         self._earliest = earliest
         self._is_open = earliest is None
+        self._limit = limit
+        self._seen = 0
+        self._is_first_open = False
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the node gave as many lines as it gives, and the oldest of them is young enough already."""
+        return self._earliest is not None and self._seen == self._limit and self._is_first_open
 
     def lets_through(self, line: str) -> bool:
+        """Whether to print the next line."""
+        is_open = self._judge(line)
+        self._is_first_open = is_open if self._seen == 0 else self._is_first_open
+        self._seen += 1
+        return is_open
+
+    def _judge(self, line: str) -> bool:
         if self._earliest is not None:
             moment = _time_of(line)
             self._is_open = moment >= self._earliest if moment is not None else self._is_open
@@ -108,6 +127,8 @@ def _print_lines(session: Session, params: Mapping[str, Any], since: _Since) -> 
                     raise error_from_fields(data["error"])
                 if since.lets_through(str(data.get("line", ""))):
                     _print_line(session, data)
+                if since.is_cut:
+                    session.terminal.note(f"Older lines are left out: a node gives the last {_ALL_LINES}")
     except TransportFailure as failure:
         raise queen.unreachable(failure.reason) from None
     except ValueError:

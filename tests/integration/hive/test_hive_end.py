@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import socket
@@ -181,32 +182,36 @@ def test_a_damaged_journal_is_moved_aside(start_hive: Start, tmp_path: Path) -> 
     assert journal_rows(hive) == []
 
 
-def test_many_cycles_leave_no_descriptor_no_zombie_and_no_file(start_hive: Start, model: str) -> None:
+def test_two_hundred_workers_share_a_few_ports_and_leave_nothing(start_hive: Start, model: str) -> None:
+    wave, waves, ports_of_hive = 10, 20, 20
     hive = start_hive()
+    ports: list[str] = []
 
-    def cycle(ending: str) -> None:
-        spawned = hive.idle_worker(model)
-        if ending == "request":
-            hive.call("DELETE", f"/v1/workers/{spawned['worker_id']}")
-        elif ending == "crash":
-            os.kill(hive.workers()[-1]["pid"], signal.SIGKILL)
-        else:
-            held = ask_worker(
-                spawned, "POST", "/v1/inference", {"request_id": "r", "prompt": "x"}, stream=True
-            )
-            hive.call("DELETE", f"/v1/workers/{spawned['worker_id']}")
-            held.close()
-        hive.wait_gone(spawned["worker_id"], 10)
+    def run_wave() -> None:
+        with concurrent.futures.ThreadPoolExecutor(wave) as pool:
+            spawned = list(pool.map(lambda _: hive.spawn(model), range(wave)))
+        ports.extend(worker["url"].rsplit(":", 1)[1] for worker in spawned)
+        wait_until(lambda: {w["state"] for w in hive.workers()} == {"idle"}, 30, "all idle")
+        held = ask_worker(
+            spawned[0], "POST", "/v1/inference", {"request_id": "r", "prompt": "x"}, stream=True
+        )
+        for number, worker in enumerate(hive.workers()):
+            if number % 3 == 0:
+                hive.call("DELETE", f"/v1/workers/{worker['id']}")
+            else:
+                os.kill(worker["pid"], signal.SIGKILL if number % 3 == 1 else signal.SIGTERM)
+        held.close()
+        wait_until(lambda: hive.workers() == [], 20, "no worker")
 
-    for ending in ("request", "crash", "busy"):
-        cycle(ending)
+    run_wave()
     serving = psutil.Process(hive.serving_pid)
     before, memory = hive.open_files(), serving.memory_info().rss
-    cycles = int(os.environ.get("RBEE_TEST_CYCLES", "10"))
-    for number in range(cycles):
-        cycle(("request", "crash", "busy")[number % 3])
+    for _ in range(waves - 1):
+        run_wave()
+    assert len(ports) == wave * waves
+    assert len(set(ports)) <= ports_of_hive
     wait_until(lambda: hive.open_files() <= before, 5, f"{before} descriptors, now {hive.open_files()}")
     assert serving.children() == []
     assert list((hive.home / ".rbee" / "run").glob("*.key")) == []
     assert journal_rows(hive) == []
-    assert serving.memory_info().rss - memory < 8 * 1024 * 1024 + cycles * 100_000
+    assert serving.memory_info().rss - memory < 16 * 1024 * 1024
