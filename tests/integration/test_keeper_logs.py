@@ -47,7 +47,7 @@ def test_lines_of_hive_and_worker_come_with_their_source(queen: QueenUnderTest) 
     alone = shown(logs(queen, "--json", "--id", worker))
     assert alone
     assert {line["source"] for line in alone} == {worker}
-    text = logs(queen, "--id", worker)
+    text = logs(queen, "--worker", worker)
     assert text.stdout.splitlines()[: len(alone)] == [line["line"] for line in alone]
 
 

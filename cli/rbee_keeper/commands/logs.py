@@ -46,7 +46,7 @@ def _since(_ctx: click.Context, _param: click.Parameter, value: str | None) -> f
     "--lines", type=click.IntRange(0, _ALL_LINES), help="How many of the last lines.  [default: 100]"
 )
 @click.option("--since", callback=_since, help="Only lines from then on: an age (10m) or a UTC time.")
-@click.option("--id", "worker_id", type=WORKER_ID, help="Only this worker.")
+@click.option("--worker", "--id", "worker_id", type=WORKER_ID, help="Only this worker.")
 @json_option
 @click.pass_obj
 def logs(
