@@ -20,7 +20,7 @@ from support.tiny_ct2 import write_tiny_model
 MINUTES = float(os.environ.get("RBEE_SOAK_MINUTES", "0"))
 SEED = int(os.environ.get("RBEE_SOAK_SEED") or random.randrange(1_000_000))
 CLIENTS = 4
-SHORT_S, SHORT_WARM_UP_S = 15.0, 8.0
+SHORT_S, SHORT_WARM_UP_S = 12.0, 5.0
 GROWTH_MIB, GROWTH_DESCRIPTORS = 12.0, 4
 """What a daemon may hold more after the run than after the warm-up, both times with nothing to do."""
 
@@ -37,7 +37,7 @@ def test_a_fleet_under_mixed_load_and_kills_stays_sound(
     began = time.monotonic()
     with SoakFleet(tmp_path) as fleet:
         # The hive of node "two" lives from the warm-up to the end, so that its growth can be told.
-        traffic = Traffic(fleet, SEED, models, ["localhost", "one"], kill_every_s=2.0 if MINUTES else 1.0)
+        traffic = Traffic(fleet, SEED, models, ["localhost", "one"], kill_every_s=3.0 if MINUTES else 1.0)
         on_all_nodes(fleet, models[0])
         traffic.run(max(SHORT_WARM_UP_S, seconds / 5), CLIENTS)
         before = quiet(fleet)

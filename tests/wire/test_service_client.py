@@ -200,6 +200,16 @@ def test_a_kept_connection_that_the_service_closed_is_replaced(
     client.close()
 
 
+def test_what_the_service_has_closed_is_not_kept_open_here(serve: Serve, closed: threading.Semaphore) -> None:
+    client = ServiceClient(serve(OK, closing(OK)))
+    client.get("/x")
+    assert client.has_open_connection()
+    client.get("/x")
+    assert closed.acquire(timeout=5)
+    assert not client.has_open_connection()
+    client.close()
+
+
 def test_a_read_is_sent_again_when_a_kept_connection_dies_under_it(serve: Serve, heads: list[bytes]) -> None:
     client = ServiceClient(serve(OK, closing(lambda _c: None), OK))
     client.get("/first")

@@ -52,6 +52,10 @@ class ServiceClient:
     def close(self) -> None:
         self._endpoint.close()
 
+    def has_open_connection(self) -> bool:
+        """Whether a kept connection is still open at the other end."""
+        return self._endpoint.has_open()
+
     def get(
         self, path: str, *, params: Mapping[str, Any] | None = None, timeout_s: float | None = None
     ) -> Any:

@@ -52,9 +52,11 @@ class Endpoint:
         self._prefix = parts.path.rstrip("/")
         self._authority = parts.netloc.rpartition("@")[2]
         self._idle: list[_Connection] = []
+        self._is_closed = False
 
     def close(self) -> None:
         """Close unused connections; those in use close when their answer ends."""
+        self._is_closed = True
         while self._idle:
             self._idle.pop().close()
 
@@ -92,10 +94,18 @@ class Endpoint:
 
     def give_back(self, connection: _Connection) -> None:
         """Keep a connection whose answer was read to its end."""
-        if len(self._idle) < _KEPT:
+        if len(self._idle) < _KEPT and not self._is_closed:
             self._idle.append(connection)
         else:
             connection.close()
+
+    def has_open(self) -> bool:
+        """Whether an unused connection is open; those that the service has closed are closed here too."""
+        for connection in list(self._idle):
+            if not connection.is_open():
+                self._idle.remove(connection)
+                connection.close()
+        return bool(self._idle)
 
     def _take_idle(self) -> _Connection | None:
         while self._idle:

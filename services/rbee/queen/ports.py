@@ -147,6 +147,9 @@ class Peers(Protocol):
 
     def worker(self, access: WorkerAccess) -> WorkerApi: ...
 
+    def drop_gone(self) -> None:
+        """Let go of what is kept open to workers that have ended."""
+
 
 @dataclass(frozen=True)
 class HiveProcess:

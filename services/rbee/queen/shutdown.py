@@ -60,7 +60,7 @@ class QueenService:
 
     def listening(self) -> None:
         """Start the background work."""
-        work: list[Callable[[], None]] = [self._queen.fleet.owned.keep_leases]
+        work: list[Callable[[], None]] = [self._queen.fleet.owned.keep_leases, self._drop_gone]
         keepers = self._queen.keepers
         if keepers is not None:
             work += [partial(self._watch_owner, keepers), partial(self._outlive_no_keeper, keepers)]
@@ -88,6 +88,12 @@ class QueenService:
 
     def reload(self) -> None:
         self._reload_key()
+
+    def _drop_gone(self) -> None:
+        """Workers come and go: what is kept open to those that have gone is closed now and then."""
+        while True:
+            gevent.sleep(self._queen.settings.timing.lease_renew_s)
+            self._queen.fleet.peers.drop_gone()
 
     def _resume(self) -> None:
         try:

@@ -40,7 +40,7 @@ case "$1" in
   start)
     alive && exit 0
     echo active > state
-    setsid rbee-hive $(cat options 2>/dev/null) </dev/null >journal 2>&1 &
+    setsid rbee-hive daemon $(cat options 2>/dev/null) </dev/null >journal 2>&1 &
     echo $! > pid ;;
   stop) echo inactive > state; kill -TERM "$(cat pid)" ;;
   kill) kill -s "$3" "$(cat pid)" ;;

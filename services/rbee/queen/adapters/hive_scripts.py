@@ -4,8 +4,8 @@ Plain POSIX sh, so that it runs on every node; values come as arguments only.
 
 Where the node has the systemd unit ``rbee-hive.service``, of the login's own user manager or of the system,
 systemd starts and ends the hive, so that its view of the unit stays true. The unit takes the queen's options
-from the variable ``RBEE_HIVE_OPTIONS`` (``ExecStart=… rbee-hive $RBEE_HIVE_OPTIONS``), which is empty when
-anybody else starts it: that hive is the operator's.
+from the variable ``RBEE_HIVE_OPTIONS`` (``ExecStart=… rbee-hive daemon $RBEE_HIVE_OPTIONS``), which is empty
+when anybody else starts it: that hive is the operator's.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ if [ ! -x "$program" ]; then
 fi
 logs="${{RBEE_LOG_DIR:-${{RBEE_HOME:-$HOME/.rbee}}/logs}}"
 umask 077; mkdir -p "$logs"
-if command -v setsid >/dev/null; then set -- setsid "$program" "$@"; else set -- nohup "$program" "$@"; fi
+if command -v setsid >/dev/null; then set -- setsid "$program" daemon "$@"
+else set -- nohup "$program" daemon "$@"
+fi
 "$@" </dev/null >"$logs/rbee-hive.start.log" 2>&1 &
 echo "process $!"
 """
-"""Arguments: the program, ``yes`` where PATH is searched when it is not there, the hive's own arguments.
+"""Arguments: the program, ``yes`` where PATH is searched when it is not there, the daemon's options.
 
 Prints ``process PID``, ``unit SCOPE PID``, or only ``unit SCOPE`` where somebody else has started the unit.
 """

@@ -66,6 +66,13 @@ class HttpPeers:
             self._workers[access] = WorkerHttp(access, self._client(access.url, access.api_key))
         return self._workers[access]
 
+    def drop_gone(self) -> None:
+        """Close the clients of workers that have closed their connections, as a process that ends does."""
+        for access, worker in list(self._workers.items()):
+            if not worker.is_connected():
+                del self._workers[access]
+                worker.close()
+
     def forget_all(self) -> None:
         """Drop every client, so that the next one is made with the key now in force."""
         clients: list[HiveHttp | WorkerHttp] = [*self._hives.values(), *self._workers.values()]
@@ -193,6 +200,10 @@ class WorkerHttp:
 
     def close(self) -> None:
         self._client.close()
+
+    def is_connected(self) -> bool:
+        """Whether a connection from an earlier call is still open."""
+        return self._client.has_open_connection()
 
     def ready(self, timeout_s: float) -> dict[str, Any]:
         return self._mapping(self._client.get("/v1/ready", timeout_s=timeout_s))

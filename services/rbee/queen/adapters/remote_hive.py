@@ -36,9 +36,9 @@ class RemoteHive:
     def start(self, node: Node, port: int) -> HiveProcess:
         program, search = self._program_of(node)
         address = self._transport.address(node)
-        hive = ["daemon", "--port", str(port), "--owner", self._identity, "--worker-host", address]
+        options = ["--port", str(port), "--owner", self._identity, "--worker-host", address]
         self._started.pop(node.node_name, None)
-        done = self._script(node, hive_scripts.START, program, search, *hive)
+        done = self._script(node, hive_scripts.START, program, search, *options)
         _refuse_failed(node, program, done)
         # A login may print a greeting of its own before.
         told = done.stdout.splitlines()[-1:] or [""]
