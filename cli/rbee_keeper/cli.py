@@ -27,6 +27,7 @@ _COMMANDS = {
     "plan": "rbee_keeper.commands.plan:plan",
     "models": "rbee_keeper.commands.models:models",
     "workers": "rbee_keeper.commands.workers:workers",
+    "node": "rbee_keeper.commands.node:node",
     "setup": "rbee_keeper.commands.setup:setup",
     "queen": "rbee_keeper.commands.queen:queen",
     "logs": "rbee_keeper.commands.logs:logs",

@@ -11,10 +11,12 @@ from typing import Any
 
 from rbee_keeper.progress import megabytes
 from rbee_keeper.results import (
+    FleetState,
     Inference,
     Message,
     ModelList,
     NodeDetails,
+    NodeDrained,
     NodeList,
     Plan,
     PulledModel,
@@ -45,6 +47,8 @@ def json_data(result: Result) -> Any:
     """The JSON value of a result: the fields of its class (the body of the queen's answer), else None."""
     if isinstance(result, NodeDetails):
         return dict(result.node)
+    if isinstance(result, NodeDrained):
+        return dict(result.state)
     names = [entry.name for entry in fields(result) if entry.name != "exit_code"]
     return {name: getattr(result, name) for name in names} if names else None
 
@@ -71,6 +75,37 @@ def _node_list(result: NodeList) -> list[str]:
     if all(node.get("builtin") for node in result.nodes):
         lines.append("No remote nodes registered")
     return lines
+
+
+@text_lines.register
+def _fleet_state(result: FleetState) -> list[str]:
+    lines = []
+    for node in result.nodes:
+        state = "takes tasks"
+        if node.get("cordoned"):
+            state = f"takes no new tasks since {_moment(node.get('since_unix'))}: {node.get('reason')}"
+        lines.append(f"{node.get('node')} ({node.get('status')})")
+        lines.append(f"  {state}")
+        lines.append(f"  {_activity(node)}")
+    if result.rollout is not None:
+        since = _moment(result.rollout.get("since_unix"))
+        told = (
+            f"Roll-out of {result.rollout.get('version')} by {result.rollout.get('operator')} since {since}"
+        )
+        lines.append(told)
+    return lines
+
+
+@text_lines.register
+def _node_drained(result: NodeDrained) -> list[str]:
+    node = result.state
+    if node.get("drained"):
+        return [f"[queen-rbee] Node '{node.get('node')}' takes no new tasks, and nothing runs there"]
+    return [f"[queen-rbee] Node '{node.get('node')}' takes no new tasks, but {_activity(node)} still run"]
+
+
+def _activity(node: Record) -> str:
+    return f"{node.get('open_tasks')} open tasks, {node.get('busy_slots')} busy slots"
 
 
 @text_lines.register

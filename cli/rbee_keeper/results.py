@@ -40,6 +40,21 @@ class NodeDetails(Result):
 
 
 @dataclass(frozen=True)
+class FleetState(Result):
+    """Which nodes take tasks, and the roll-out under way."""
+
+    nodes: Sequence[Record]
+    rollout: Record | None
+
+
+@dataclass(frozen=True)
+class NodeDrained(Result):
+    """What still ran on a node when the wait for its end was over."""
+
+    state: Record
+
+
+@dataclass(frozen=True)
 class WorkerList(Result):
     """Workers of all nodes, and the nodes that did not answer."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from rbee.core.errors import NodeExists
 from rbee.queen.adapters.sqlite_nodes import SqliteNodes
+from rbee.queen.cordons import Cordon, Rollout
 from rbee.queen.ports import NodeStore
 from rbee.queen.registry import Node, NodeStatus
 from rbee.testing.fake_nodes import FakeNodes
@@ -87,3 +88,22 @@ def test_a_contact_is_noted_and_nothing_else_changes(store: NodeStore) -> None:
         last_connected_unix=1_700_000_000,
         last_error="Connection timeout",
     )
+
+
+def test_a_cordon_is_kept_until_it_is_lifted(store: NodeStore) -> None:
+    assert store.cordons() == []
+    store.set_cordon(Cordon("alpha", "new disk", 1_700_000_000))
+    store.set_cordon(Cordon("alpha", "newer disk", 1_700_000_000))
+    store.set_cordon(Cordon("localhost", "upgrade", 1_700_000_001))
+    store.lift_cordon("localhost")
+    store.lift_cordon("nobody")
+    assert store.cordons() == [Cordon("alpha", "newer disk", 1_700_000_000)]
+
+
+def test_there_is_one_roll_out_at_most(store: NodeStore) -> None:
+    assert store.rollout() is None
+    store.set_rollout(Rollout("0.2.0", "maya", 1_700_000_000))
+    store.set_rollout(Rollout("0.2.1", "noor", 1_700_000_001))
+    assert store.rollout() == Rollout("0.2.1", "noor", 1_700_000_001)
+    store.set_rollout(None)
+    assert store.rollout() is None

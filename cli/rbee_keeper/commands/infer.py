@@ -79,6 +79,9 @@ def _sound(value: str) -> str:
 @click.option(
     "--retry", type=click.IntRange(0, 10), help="Tries more while the worker is busy.  [default: 3]"
 )
+@click.option(
+    "--ignore-cordon", is_flag=True, help="Run on --node although it takes no new tasks: to try it."
+)
 @click.option("--quiet", is_flag=True, help="Neither narration nor bars nor summary.")
 @json_option
 @click.pass_obj
@@ -99,6 +102,8 @@ def task_body(flags: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("--system cannot be used together with --raw.")
     if flags["device"] is not None and flags["backend"] is None:
         raise click.UsageError("--device needs --backend.")
+    if flags.get("ignore_cordon") and flags.get("node") is None:
+        raise click.UsageError("--ignore-cordon needs --node.")
     names = {"timeout": "timeout_seconds", "retry": "busy_retries"}
     given = {flag: value for flag, value in flags.items() if value is not None and value is not False}
     body = {names.get(flag, flag): value for flag, value in given.items() if value != ()}

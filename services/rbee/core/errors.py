@@ -205,6 +205,19 @@ class NodeProtected(RequestError):
         super().__init__(f"Node '{node}' is built in and cannot be removed", details={"node": node})
 
 
+class NodeCordoned(RequestError):
+    """The node takes no new tasks; ``details`` say why and since when."""
+
+    code, http_status = "NODE_CORDONED", 409
+
+    def __init__(self, node: str, reason: str, since_unix: int) -> None:
+        super().__init__(
+            f"Node '{node}' takes no new tasks: {reason}",
+            details={"node": node, "reason": reason, "since_unix": since_unix},
+            suggestion=f"Leave the node to the queen, or: rbee-keeper node uncordon {node}",
+        )
+
+
 class VersionMismatch(RequestError):
     """Versions differ; ``details`` name the keeper's and the other side's (hive or queen)."""
 

@@ -106,6 +106,8 @@ class TaskRequest(Sampling):
     device: DeviceIndex | None = None
     timeout_seconds: int = Field(default=300, ge=1, le=3600)
     busy_retries: int = Field(default=3, ge=0, le=10)
+    ignore_cordon: bool = False
+    """Run on ``node`` although it takes no new tasks: how a node is tried before it is uncordoned."""
 
     @model_validator(mode="after")
     def _device_needs_a_backend(self) -> TaskRequest:
@@ -113,10 +115,16 @@ class TaskRequest(Sampling):
             raise PydanticCustomError("device", "device needs backend")
         return self
 
+    @model_validator(mode="after")
+    def _an_exception_needs_a_node(self) -> TaskRequest:
+        if self.ignore_cordon and self.node is None:
+            raise PydanticCustomError("ignore_cordon", "ignore_cordon needs node")
+        return self
+
     def inference_body(self, request_id: str) -> dict[str, Any]:
         """The body of ``POST /v1/inference`` that carries out this task."""
         fields = self.model_dump(
-            exclude={"node", "model", "backend", "device", "busy_retries"}, exclude_none=True
+            exclude={"node", "model", "backend", "device", "busy_retries", "ignore_cordon"}, exclude_none=True
         )
         return {**fields, "request_id": request_id}
 
@@ -230,6 +238,29 @@ class ShutdownRequest(Body):
 
 class NodeNameBody(Body):
     node_name: NodeName
+
+
+Note = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+"""One line that a person wrote for others."""
+
+
+class CordonRequest(Body):
+    """Body of ``POST /v2/nodes/<name>/cordon``."""
+
+    reason: Note = "cordoned by an operator"
+
+
+class DrainRequest(CordonRequest):
+    """Body of ``POST /v2/nodes/<name>/drain``."""
+
+    timeout_seconds: float = Field(default=300, ge=0, le=86400)
+
+
+class RolloutRequest(Body):
+    """Body of ``POST /v2/rollout``."""
+
+    version: Annotated[str, StringConstraints(pattern=r"^\d{1,6}\.\d{1,6}\.\d{1,6}[A-Za-z0-9.+-]{0,32}$")]
+    operator: Note
 
 
 class NodeAddRequest(Body):

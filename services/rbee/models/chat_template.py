@@ -190,7 +190,7 @@ def _guard(tree: nodes.Template, environment: jinja2.Environment) -> None:
     for repeated in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):  # type: ignore[assignment]
         step = nodes.Call(nodes.EnvironmentAttribute("count_step"), [], [], None, None)
         if isinstance(repeated, nodes.For) and repeated.test is not None:
-            # Rounds that the condition leaves out cost time, too; counting answers nothing, which is not true.
+            # Rounds that the condition leaves out cost time, too. Counting answers nothing, which is false.
             repeated.test = nodes.And(nodes.Not(step), repeated.test)
         else:
             repeated.body.insert(0, nodes.ExprStmt(step))

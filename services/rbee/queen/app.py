@@ -13,7 +13,18 @@ from rbee.queen.known_workers import KnownWorkers
 from rbee.queen.metrics import Metrics
 from rbee.queen.ports import NodeLogin, NodeTransport
 from rbee.queen.registry import Nodes
-from rbee.queen.routes import health, keepers, logs, models, orchestrator, plan, registry, tasks, workers
+from rbee.queen.routes import (
+    health,
+    keepers,
+    logs,
+    models,
+    nodes,
+    orchestrator,
+    plan,
+    registry,
+    tasks,
+    workers,
+)
 from rbee.queen.tasks import OpenTasks
 from rbee.web.app import add_metrics_route, create_service_app
 from rbee.web.auth import KeyRing
@@ -69,7 +80,7 @@ def create_app(queen: Queen) -> flask.Flask:
         invalid_per_second=queen.settings.limits.invalid_per_second,
         on_error=queen.metrics.count_error,
     )
-    for routes in (health, registry, plan, tasks, workers, models, logs, orchestrator):
+    for routes in (health, registry, nodes, plan, tasks, workers, models, logs, orchestrator):
         app.register_blueprint(routes.blueprint(queen))
     if queen.keepers is not None:
         app.register_blueprint(keepers.blueprint(queen, queen.keepers))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import gevent
 
 from rbee.core.client import TransportFailure
+from rbee.core.compatibility import is_compatible
 from rbee.core.errors import (
     BadHiveResponse,
     ConnectionTimeout,
@@ -66,6 +67,8 @@ class Fleet:
         self._starting: dict[str, gevent.Greenlet] = {}
         self._untold: set[str] = set()
         """Nodes whose hive was launched before any task asked for it; the first task tells of the start."""
+        self._versions: dict[str, str] = {}
+        """Of the hives that were reached, by node."""
         self._is_closing = False
 
     def reach(self, node: Node, narrate: Narrate, client_version: str | None = None) -> HiveApi:
@@ -90,10 +93,24 @@ class Fleet:
             raise
         self.owned.note(node, health)
         self.nodes.note_reachable(node)
+        self._versions[node.node_name] = health.version
         wanted = client_version or self.version
-        if health.version != wanted:
+        if not self.is_compatible(health.version, wanted):
             raise VersionMismatch(wanted, hive_version=health.version)
         return self.peers.hive(node)
+
+    def version_of(self, node: Node) -> str:
+        """The version of the node's hive when it was last reached."""
+        return self._versions.get(node.node_name, self.version)
+
+    def is_compatible(self, version: str, wanted: str) -> bool:
+        """Whether programs of these versions may work together now; a roll-out widens the window.
+
+        Equal versions, the rule, are told before the registry is asked whether one is under way.
+        """
+        return version == wanted or is_compatible(
+            version, wanted, is_rolling=self.nodes.cordons.rollout is not None
+        )
 
     def look(self, node: Node, timeout_s: float) -> HiveApi | None:
         """The node's hive if one runs there; None where the connection is refused. Starts nothing.

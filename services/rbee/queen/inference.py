@@ -15,6 +15,7 @@ from rbee.core.errors import (
     GenerationTimeout,
     InvalidApiKey,
     MissingApiKey,
+    NodeCordoned,
     NodeNotFound,
     RbeeError,
     RequestCanceled,
@@ -37,7 +38,7 @@ from rbee.queen.registry import Node
 from rbee.queen.relay import InferenceRelay, Send
 from rbee.queen.retries import busy_line, busy_wait_s
 from rbee.queen.scheduling import place
-from rbee.queen.tasks import TaskCanceled
+from rbee.queen.tasks import OpenTask, TaskCanceled
 
 ACTOR = "queen-rbee"
 _ACCEPT_S = 2.0
@@ -67,13 +68,15 @@ class TaskFlow:
         self._timing = timing
         self._metrics = metrics
 
-    def run(self, task: Task, send: Send) -> tuple[bytes, str | None]:
+    def run(self, task: Task, send: Send, place: OpenTask) -> tuple[bytes, str | None]:
         """Do everything; returns the terminal event, not yet sent, and its error code if it has one.
+
+        ``place`` is told on which node the task runs.
 
         Raises:
             RbeeError: the task failed before its worker sent a terminal event.
         """
-        return _Run(task, send, self._fleet, self._known, self._timing, self._metrics).run()
+        return _Run(task, send, place, self._fleet, self._known, self._timing, self._metrics).run()
 
 
 class _Run:
@@ -83,6 +86,7 @@ class _Run:
         self,
         task: Task,
         send: Send,
+        place: OpenTask,
         fleet: Fleet,
         known: KnownWorkers,
         timing: Timing,
@@ -90,6 +94,7 @@ class _Run:
     ) -> None:
         self._task = task
         self._send = send
+        self._place_taken = place
         self._fleet = fleet
         self._known = known
         self._timing = timing
@@ -114,11 +119,12 @@ class _Run:
 
         None when it does not take the task; nothing has been sent then.
         """
-        if last.version != self._version:
+        if not self._fleet.is_compatible(last.version, self._version):
             return None
         try:
             node = self._fleet.nodes.find(last.node_name)
-        except NodeNotFound:
+            self._enter(node)
+        except (NodeNotFound, NodeCordoned):
             return None
         worker = self._fleet.peers.worker(last.access)
         with self._told_of_end(worker):
@@ -154,7 +160,7 @@ class _Run:
         return None
 
     def _run_through_hive(self) -> tuple[bytes, str | None]:
-        node = self._task.node or self._place()
+        node = self._place() if self._task.node is None else self._enter(self._task.node)
         hive = self._fleet.reach(node, self._narrate, self._task.client_version)
         try:
             return self._infer(node, self._finder.find(node, hive))
@@ -170,11 +176,30 @@ class _Run:
         """The version of hive that this task needs."""
         return self._task.client_version or self._fleet.version
 
-    def _place(self) -> Node:
-        node, reason = place(self._fleet, self._wanted)
-        if reason is not None:
-            self._narrate("preflight", f"Placed on {node.node_name}: {reason}")
+    def _enter(self, node: Node) -> Node:
+        """Count as a task of this node from now on.
+
+        Raises:
+            NodeCordoned: it takes no new tasks, and this one does not ask for an exception.
+        """
+        if not self._task.request.ignore_cordon:
+            self._fleet.nodes.cordons.refuse(node.node_name)
+        self._place_taken.node_name = node.node_name
         return node
+
+    def _place(self) -> Node:
+        while True:
+            node, reason = place(self._fleet, self._wanted)
+            try:
+                self._enter(node)
+            except NodeCordoned:
+                # Cordoned while it was looked at: the next look leaves it out.
+                if reason is None:
+                    raise
+                continue
+            if reason is not None:
+                self._narrate("preflight", f"Placed on {node.node_name}: {reason}")
+            return node
 
     def _narrate(self, action: str, text: str) -> None:
         self._log.info("narration", message=text, action=action)
@@ -258,7 +283,8 @@ class _Run:
         """The answer of a worker that has taken the task."""
         with self._metrics.connections.track_inprogress(), self._told_of_end(worker, relay), events:
             terminal = relay.run(events, self._send)
-        self._known.note_served(node, self._wanted, worker.access.worker_id, self._version)
+        version = self._fleet.version_of(node)
+        self._known.note_served(node, self._wanted, worker.access.worker_id, version)
         return terminal
 
     @contextmanager

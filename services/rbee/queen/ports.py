@@ -11,6 +11,7 @@ from rbee.core.events import Event
 from rbee.core.lifecycle import WorkerState
 
 if TYPE_CHECKING:
+    from rbee.queen.cordons import Cordon, Rollout
     from rbee.queen.registry import Node
 
 
@@ -197,7 +198,21 @@ class HiveLauncher(Protocol):
         """
 
 
-class NodeStore(Protocol):
+class CordonStore(Protocol):
+    """Cordons and the roll-out on disk. Raises ``ServiceUnavailable`` when the database cannot be used."""
+
+    def cordons(self) -> list[Cordon]: ...
+
+    def set_cordon(self, cordon: Cordon) -> None: ...
+
+    def lift_cordon(self, node_name: str) -> None: ...
+
+    def rollout(self) -> Rollout | None: ...
+
+    def set_rollout(self, rollout: Rollout | None) -> None: ...
+
+
+class NodeStore(CordonStore, Protocol):
     """Registered nodes on disk. Raises ``ServiceUnavailable`` when the database cannot be used."""
 
     def get(self, name: str) -> Node | None: ...

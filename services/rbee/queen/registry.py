@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from rbee.core.errors import NodeExists, NodeNotFound, NodeProtected
+from rbee.queen.cordons import Cordons
 from rbee.queen.ports import NodeStore
 
 LOCALHOST = "localhost"
@@ -86,6 +87,7 @@ class Nodes:
         self._opened: NodeStore | None = None
         self._local = local
         self._now = now
+        self.cordons = Cordons(lambda: self.store if any_registered() else None, lambda: self.store, now)
 
     @property
     def store(self) -> NodeStore:
@@ -149,6 +151,7 @@ class Nodes:
             raise NodeProtected(name)
         if not self.store.remove(name):
             raise NodeNotFound(name)
+        self.cordons.lift(name)
 
     def move_local_hive(self, port: int) -> Node:
         """Localhost's hive listens on ``port`` from now on; returns the new record."""

@@ -56,6 +56,9 @@ def _views(fleet: Fleet, nodes: list[Node], is_enough: Callable[[NodeView], bool
 
 
 def _view(fleet: Fleet, node: Node) -> NodeView:
+    cordon = fleet.nodes.cordons.of(node.node_name)
+    if cordon is not None:
+        return NodeView(node.node_name, problem=f"takes no new tasks: {cordon.reason}")
     try:
         hive = fleet.look(node, LIST_TIMEOUT_S)
         if hive is None:

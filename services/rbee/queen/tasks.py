@@ -17,6 +17,8 @@ class OpenTask:
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.node_name: str | None = None
+        """Where it runs; None while it has no node yet."""
         self.greenlet: gevent.Greenlet | None = None
         self.ended = Event()
 
@@ -61,6 +63,10 @@ class OpenTasks:
             return False
         task.greenlet.kill(TaskCanceled, block=False)
         return bool(task.ended.wait(wait_s))
+
+    def on_node(self, node_name: str) -> int:
+        """How many tasks run on a node, or are on their way to it."""
+        return sum(task.node_name == node_name for task in self._open.values())
 
     def wait_until_none(self, timeout_s: float) -> bool:
         """Whether no task is open any more, after waiting at most ``timeout_s``."""

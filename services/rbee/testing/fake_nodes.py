@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rbee.core.errors import NodeExists
+from rbee.queen.cordons import Cordon, Rollout
 from rbee.queen.registry import Node, NodeStatus
 
 
@@ -13,6 +14,8 @@ class FakeNodes:
 
     def __init__(self) -> None:
         self._nodes: dict[str, Node] = {}
+        self._cordons: dict[str, Cordon] = {}
+        self._rollout: Rollout | None = None
         self.contacts = 0
         """How often a contact was written."""
 
@@ -45,6 +48,21 @@ class FakeNodes:
                 last_connected_unix=connected_unix,
                 last_error=error,
             )
+
+    def cordons(self) -> list[Cordon]:
+        return list(self._cordons.values())
+
+    def set_cordon(self, cordon: Cordon) -> None:
+        self._cordons[cordon.node_name] = cordon
+
+    def lift_cordon(self, node_name: str) -> None:
+        self._cordons.pop(node_name, None)
+
+    def rollout(self) -> Rollout | None:
+        return self._rollout
+
+    def set_rollout(self, rollout: Rollout | None) -> None:
+        self._rollout = rollout
 
     def close(self) -> None:
         """Nothing to close."""

@@ -88,9 +88,25 @@ def test_a_database_from_before_the_first_recorded_step_keeps_its_nodes(tmp_path
     store.add(ALPHA)
     store.close()
     with closing(sqlite3.connect(file)) as database, database:
-        database.execute("DROP TABLE alembic_version")
+        database.executescript("DROP TABLE alembic_version; DROP TABLE cordons; DROP TABLE rollouts")
     again = SqliteNodes(file)
     assert again.get("alpha") == ALPHA
+    again.close()
+
+
+def test_a_database_of_the_first_step_gets_what_came_later(tmp_path: Path) -> None:
+    file = tmp_path / "beehives.db"
+    store = SqliteNodes(file)
+    store.add(ALPHA)
+    store.close()
+    with closing(sqlite3.connect(file)) as database, database:
+        database.executescript(
+            "DROP TABLE cordons; DROP TABLE rollouts; UPDATE alembic_version SET version_num = '0001'"
+        )
+    assert has_nodes(file) is True
+    again = SqliteNodes(file)
+    assert again.all() == [ALPHA]
+    assert again.cordons() == []
     again.close()
 
 

@@ -1,10 +1,12 @@
-"""Whether any node is registered, found out without loading the database library."""
+"""Whether the registry holds anything, found out without loading the database library."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+
+_ANYTHING = "SELECT 1 FROM beehives UNION ALL SELECT 1 FROM cordons UNION ALL SELECT 1 FROM rollouts LIMIT 1"
 
 
 class Registered:
@@ -28,11 +30,11 @@ class Registered:
 
 
 def has_nodes(file: Path) -> bool:
-    """False when the registry is missing or empty; a file that cannot be read is left to its own adapter."""
+    """Whether there are nodes, cordons or a roll-out. A file that cannot be read is left to its adapter."""
     if not file.is_file():
         return False
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=1)) as database:
-            return database.execute("SELECT 1 FROM beehives LIMIT 1").fetchone() is not None
+            return database.execute(_ANYTHING).fetchone() is not None
     except sqlite3.Error:
         return True

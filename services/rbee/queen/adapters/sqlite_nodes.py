@@ -1,9 +1,10 @@
-"""The node registry as the table ``beehives`` of an SQLite file."""
+"""The node registry as an SQLite file: nodes, cordons and the roll-out under way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, SQLAlchemyError
 
 from rbee.core.errors import NodeExists, ServiceUnavailable
 from rbee.core.logs import get_logger
+from rbee.queen.cordons import Cordon, Rollout
 from rbee.queen.registry import Node, NodeStatus
 
 _BUSY_TIMEOUT_S = 5.0
-HEAD = "0001"
+HEAD = "0002"
 """The newest step under ``migrations/versions``."""
 MIGRATIONS = Path(__file__).resolve().parents[1] / "migrations"
+_TABLES = sa.MetaData()
 BEEHIVES = sa.Table(
     "beehives",
-    sa.MetaData(),
+    _TABLES,
     sa.Column("node_name", sa.Text, primary_key=True),
     sa.Column("ssh_host", sa.Text, nullable=False),
     sa.Column("ssh_port", sa.Integer, nullable=False, server_default="22"),
@@ -35,6 +38,20 @@ BEEHIVES = sa.Table(
     sa.Column("status", sa.Text, nullable=False, server_default="unknown"),
     sa.Column("backends", sa.JSON(none_as_null=True)),
     sa.Column("devices", sa.JSON(none_as_null=True)),
+)
+_CORDONS = sa.Table(
+    "cordons",
+    _TABLES,
+    sa.Column("node_name", sa.Text, primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("since_unix", sa.Integer, nullable=False),
+)
+_ROLLOUTS = sa.Table(
+    "rollouts",
+    _TABLES,
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("operator", sa.Text, nullable=False),
+    sa.Column("since_unix", sa.Integer, nullable=False),
 )
 
 
@@ -89,6 +106,29 @@ class SqliteNodes:
         values = {"status": str(status), "last_connected_unix": connected_unix, "last_error": error}
         with self._begin() as connection:
             connection.execute(BEEHIVES.update().where(BEEHIVES.c.node_name == name).values(**values))
+
+    def cordons(self) -> list[Cordon]:
+        with self._begin() as connection:
+            return [Cordon(**row._mapping) for row in connection.execute(sa.select(_CORDONS))]
+
+    def set_cordon(self, cordon: Cordon) -> None:
+        with self._begin() as connection:
+            connection.execute(_CORDONS.insert().prefix_with("OR REPLACE").values(**asdict(cordon)))
+
+    def lift_cordon(self, node_name: str) -> None:
+        with self._begin() as connection:
+            connection.execute(_CORDONS.delete().where(_CORDONS.c.node_name == node_name))
+
+    def rollout(self) -> Rollout | None:
+        with self._begin() as connection:
+            row = connection.execute(sa.select(_ROLLOUTS)).first()
+            return None if row is None else Rollout(**row._mapping)
+
+    def set_rollout(self, rollout: Rollout | None) -> None:
+        with self._begin() as connection:
+            connection.execute(_ROLLOUTS.delete())
+            if rollout is not None:
+                connection.execute(_ROLLOUTS.insert().values(**asdict(rollout)))
 
     def close(self) -> None:
         self._engine.dispose()

@@ -48,14 +48,17 @@ def _accept(queen: Queen, body: TaskRequest) -> Task:
     """The decisions that need no hive.
 
     Raises:
-        VersionMismatch, NodeNotFound
+        VersionMismatch, NodeNotFound, NodeCordoned
     """
     version = flask.request.headers.get("X-Rbee-Version")
-    if version is not None and version != queen.version:
+    if version is not None and not queen.fleet.is_compatible(version, queen.version):
         raise VersionMismatch(version[:64], queen_version=queen.version)
+    node = None if body.node is None else queen.nodes.find(body.node)
+    if node is not None and not body.ignore_cordon:
+        queen.nodes.cordons.refuse(node.node_name)
     return Task(
         request_id=str(uuid.uuid4()),
-        node=None if body.node is None else queen.nodes.find(body.node),
+        node=node,
         model_ref=body.model or queen.settings.models.default,
         request=body,
         client_version=version,
@@ -69,7 +72,7 @@ def _carry_out(queen: Queen, task: Task, out: Emitter) -> None:
     try:
         place = queen.tasks.enter(task.request_id)
         try:
-            terminal, code = queen.flow.run(task, out.send)
+            terminal, code = queen.flow.run(task, out.send, place)
         finally:
             queen.tasks.leave(place)
         outcome = "completed" if code is None else "canceled" if code == "REQUEST_CANCELED" else "failed"
