@@ -21,11 +21,12 @@ from rbee.hive.health import HealthProbes
 from rbee.hive.keep_alive import KeepAlive
 from rbee.hive.loading import LoadingWatch
 from rbee.hive.local_models import LocalModel, ModelFormat
+from rbee.hive.memory_claims import MemoryClaim
 from rbee.hive.metrics import HiveMetrics
 from rbee.hive.preflight import Placement
 from rbee.hive.registration import Registration
 from rbee.hive.shutdown import Cascade
-from rbee.hive.spawning import Spawned, Spawner
+from rbee.hive.spawning import Checks, Spawned, Spawner
 from rbee.hive.stopping import WorkerStopper
 from rbee.hive.supervision import Supervisor
 from rbee.hive.vram import VramRecovery
@@ -95,17 +96,18 @@ class FakeChecks:
     def __init__(self) -> None:
         self.backend = "cpu"
         self.error: RbeeError | None = None
-        self.converted_error: RbeeError | None = None
+        self.later_error: RbeeError | None = None
 
     def check_worker(self, local: LocalModel, backend: Any, device: Any, narrate: Any) -> Placement:
         narrate("rbee-hive", "preflight", "checked")
         if self.error is not None:
             raise self.error
-        return Placement(backend or self.backend, device or 0, "int8", local.size_bytes)
+        where = (backend or self.backend, device or 0)
+        return Placement(*where, "int8", MemoryClaim(*where, 100))
 
-    def check_converted(self, folder: Path, placement: Placement, narrate: Any) -> None:
-        if self.converted_error is not None:
-            raise self.converted_error
+    def check_again(self, placement: Placement, narrate: Any) -> None:
+        if self.later_error is not None:
+            raise self.later_error
 
 
 class FakeVram:
@@ -136,7 +138,13 @@ class LogLines:
 class Supervised:
     """All parts over fakes."""
 
-    def __init__(self, timing: Timing = SHORT, policy: Any = "auto", **launcher: Any) -> None:
+    def __init__(
+        self,
+        timing: Timing = SHORT,
+        policy: Any = "auto",
+        make_checks: Callable[[WorkerRegistry], Checks] | None = None,
+        **launcher: Any,
+    ) -> None:
         self.settings = Settings(timing=timing, pool=Pool(keep_alive_policy=policy))
         self.log, self.metrics, self.told = LogLines(), HiveMetrics(), list[WorkerEvent]()
         self.launcher, self.journal, self.models = FakeLauncher(**launcher), MemoryJournal(), FakeModels()
@@ -167,7 +175,7 @@ class Supervised:
             self.stopper,
             LoadingWatch(self.registry, self.supervisor, timing, self.log),
             self.models,
-            self.checks,
+            make_checks(self.registry) if make_checks else self.checks,
             self.launcher,
             self.journal,
             self.ports,

@@ -44,6 +44,9 @@ class DeviceProbe(Protocol):
     def disk_available_mb(self, path: Path) -> int:
         """Free space on the file system of ``path`` (or of its nearest folder that exists)."""
 
+    def held_mb(self, pid: int) -> int:
+        """Memory that a process and its descendants hold for themselves; 0 when it is gone."""
+
 
 @dataclass(frozen=True)
 class NodeDevices:
@@ -121,6 +124,12 @@ class Devices:
 
     def disk_available_mb(self, path: Path) -> int:
         return int(self._run(lambda: self._probe.disk_available_mb(path)))
+
+    def held_mb(self, pid: int) -> int:
+        """Memory that has gone from what is free to a process and its descendants; 0 where that is stated."""
+        if self._stated.ram_available_mb is not None:
+            return 0
+        return int(self._run(lambda: self._probe.held_mb(pid)))
 
     def capabilities(self, node: str, models_dir: Path) -> dict[str, Any]:
         """The body of ``GET /v1/capabilities``, also printed by ``rbee-hive detect``."""

@@ -1,9 +1,9 @@
-"""Checks before a worker starts: memory, backend, device, device memory, disk; each is told and logged."""
+"""Checks before a worker starts: memory, backend, device, disk, and the real fit; each is told and logged."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rbee.core.errors import (
@@ -15,9 +15,11 @@ from rbee.core.errors import (
 from rbee.core.logs import get_logger
 from rbee.core.settings import Settings
 from rbee.hive.devices import CPU, CUDA, MIB, Devices, NodeDevices
-from rbee.hive.local_models import LocalModel, plan_conversion
+from rbee.hive.local_models import ConversionPlan, LocalModel, plan_conversion
+from rbee.hive.memory_claims import MemoryClaim, OpenClaim, less_claims
 from rbee.hive.ports import Narrator
 from rbee.hive.threads import in_thread
+from rbee.models.memory_fit import Amount, Room, Terms, calculate_fit, compare
 
 log = get_logger("rbee-hive")
 
@@ -26,12 +28,12 @@ ACTOR, ACTION = "rbee-hive", "preflight"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a worker will run and in which compute type; memory was checked for ``size_bytes`` on disk."""
+    """Where a worker will run, in which compute type, and the memory it was admitted with."""
 
     backend: str
     device: int
     compute_type: str
-    size_bytes: int
+    claim: MemoryClaim
 
 
 def required_mb(size_bytes: int) -> int:
@@ -61,51 +63,107 @@ def choose_device(found: NodeDevices, backend: str | None, device: int | None) -
 
 
 class Preflight:
-    """The checks of this node, on what its devices have free at the moment."""
+    """The checks of this node, on what its devices have free at the moment.
 
-    def __init__(self, devices: Devices, settings: Settings) -> None:
+    Args:
+        open_claims: the claims of workers that have yet to load their model, with the pids of their
+            processes; what they will still take is not free.
+    """
+
+    def __init__(
+        self,
+        devices: Devices,
+        settings: Settings,
+        open_claims: Callable[[], Sequence[tuple[MemoryClaim, int | None]]] = tuple,
+    ) -> None:
         self._devices = devices
         self._settings = settings
+        self._open_claims = open_claims
 
     def check_worker(
         self, local: LocalModel, backend: str | None, device: int | None, narrate: Narrator
     ) -> Placement:
         """All checks for a worker of this model.
 
+        The first is on the size of its file, as quick as it is rough; the last on what its converted form,
+        its cache and its process will take.
+
         Raises:
             MemoryExhausted, BackendUnavailable, DeviceUnavailable, DiskFull: the check of that name fails.
-            ModelIncompatible: the model's header cannot be read.
+            ModelIncompatible: the model's header cannot be read, or it cannot be converted.
         """
-        found = self._devices.look()
+        found = self._look()
         required = required_mb(local.size_bytes)
-        self._memory("ram", required, found.ram_available_mb, narrate)
+        self._memory(Amount("ram", required, found.ram_available_mb), narrate)
         backend, device = self._place(found, backend, device, narrate)
         if backend == CUDA:
-            self._memory("vram", required, found.free_mb(backend, device), narrate, f"{backend}:{device} ")
-        settings, memory_bytes = self._settings, found.free_mb(backend, device) * MIB
-        plan = in_thread(
-            lambda: plan_conversion(
-                local, settings.models_dir, settings.worker.compute_type, backend, memory_bytes
-            )
-        )
+            amount = Amount("vram", required, found.free_mb(backend, device))
+            self._memory(amount, narrate, f"{backend}:{device} ")
+        plan, amounts = self._plan(local, found, backend, device)
         self._disk(plan.disk_bytes, narrate)
-        return Placement(backend, device, plan.compute_type, local.size_bytes)
+        for amount in amounts:
+            suggestion = None if amount.is_enough else self._advice(plan, found, backend, device)
+            self._memory(amount, narrate, f"{plan.compute_type} model in use ", suggestion)
+        needs = {amount.resource: amount.required_mb for amount in amounts}
+        claim = MemoryClaim(backend, device, needs["ram"], needs.get("vram", 0))
+        return Placement(backend, device, plan.compute_type, claim)
 
-    def check_converted(self, folder: Path, placement: Placement, narrate: Narrator) -> None:
-        """The memory checks again, for the size of the converted folder, when that is larger than the file.
+    def check_again(self, placement: Placement, narrate: Narrator) -> None:
+        """The last check once more: a conversion takes a while, in which others may have taken memory.
 
         Raises:
-            MemoryExhausted: it does not fit.
+            MemoryExhausted: it does not fit any more.
         """
-        size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
-        if size <= placement.size_bytes:
-            return
-        found = self._devices.look()
-        required = required_mb(size)
-        self._memory("ram", required, found.ram_available_mb, narrate, "converted model ")
-        if placement.backend == CUDA:
-            free = found.free_mb(CUDA, placement.device)
-            self._memory("vram", required, free, narrate, f"converted model cuda:{placement.device} ")
+        claim = placement.claim
+        found = self._look(except_for=claim)
+        amounts = [Amount("ram", claim.ram_mb, found.ram_available_mb)]
+        if claim.backend == CUDA:
+            amounts.append(Amount("vram", claim.vram_mb, found.free_mb(CUDA, claim.device)))
+        for amount in amounts:
+            self._memory(amount, narrate, "after the conversion ")
+
+    def _look(self, except_for: MemoryClaim | None = None) -> NodeDevices:
+        """What is free and promised to nobody; a load that moves on meanwhile may count twice."""
+        claims = [
+            OpenClaim(claim, 0 if pid is None else self._devices.held_mb(pid))
+            for claim, pid in self._open_claims()
+            if claim is not except_for
+        ]
+        return less_claims(self._devices.look(), claims)
+
+    def _plan(
+        self, local: LocalModel, found: NodeDevices, backend: str, device: int
+    ) -> tuple[ConversionPlan, list[Amount]]:
+        """How the model will run, and what that takes; ``auto`` takes the smaller type where only it fits."""
+        settings, room = self._settings, self._room(found, backend, device)
+
+        def planned(memory_bytes: int) -> tuple[ConversionPlan, list[Amount]]:
+            setting, models_dir = settings.worker.compute_type, settings.models_dir
+            plan = in_thread(lambda: plan_conversion(local, models_dir, setting, backend, memory_bytes))
+            return plan, compare(calculate_fit(plan.shape, self._terms(plan, backend)), room)
+
+        plan, amounts = planned(found.free_mb(backend, device) * MIB)
+        if settings.worker.compute_type == "auto" and not all(amount.is_enough for amount in amounts):
+            return planned(0)
+        return plan, amounts
+
+    def _advice(self, plan: ConversionPlan, found: NodeDevices, backend: str, device: int) -> str:
+        from rbee.models.fit_advice import advise
+
+        return advise(plan.shape, self._terms(plan, backend), self._room(found, backend, device))
+
+    def _terms(self, plan: ConversionPlan, backend: str) -> Terms:
+        worker = self._settings.worker
+        return Terms(plan.compute_type, worker.context_tokens, worker.max_parallel_requests, backend)
+
+    def _room(self, found: NodeDevices, backend: str, device: int) -> Room:
+        stated = self._settings.hardware
+        return Room(
+            ram_mb=found.ram_available_mb,
+            vram_mb=found.free_mb(backend, device) if backend == CUDA else None,
+            is_ram_stated=stated.ram_available_mb is not None,
+            is_vram_stated=stated.vram_available_mb is not None,
+        )
 
     def _place(
         self, found: NodeDevices, backend: str | None, device: int | None, narrate: Narrator
@@ -127,13 +185,14 @@ class Preflight:
         return chosen, index
 
     def _memory(
-        self, resource: str, required: int, available: int, narrate: Narrator, label: str = ""
+        self, amount: Amount, narrate: Narrator, label: str = "", suggestion: str | None = None
     ) -> None:
-        passed = required <= available
+        resource, required, available = amount.resource, amount.required_mb, amount.available_mb
         text = f"{label}{resource.upper()} {required} MB required, {available} MB available"
-        _tell(narrate, text, passed, check=resource, required_mb=required, available_mb=available)
-        if not passed:
-            raise MemoryExhausted(required, available, resource)
+        facts = {"check": resource, "required_mb": required, "available_mb": available}
+        _tell(narrate, text, amount.is_enough, **facts)
+        if not amount.is_enough:
+            raise MemoryExhausted(required, available, resource, suggestion=suggestion)
 
     def _disk(self, needed_bytes: int, narrate: Narrator) -> None:
         required = -(-needed_bytes // MIB)

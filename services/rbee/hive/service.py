@@ -107,7 +107,7 @@ class Hive:
             self.stopper,
             LoadingWatch(self.registry, self.supervisor, timing, log),
             ports.store,
-            Preflight(ports.devices, settings),
+            Preflight(ports.devices, settings, self.registry.open_claims),
             ports.launcher,
             ports.journal,
             worker_ports,

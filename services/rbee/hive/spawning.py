@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from rbee.core.clock import utc_iso
 from rbee.core.errors import InternalError, RbeeError, ServiceUnavailable, WorkerNotFound, WorkerStartFailed
@@ -55,7 +56,7 @@ class Checks(Protocol):
         self, local: LocalModel, backend: str | None, device: int | None, narrate: Narrator
     ) -> Placement: ...
 
-    def check_converted(self, folder: Path, placement: Placement, narrate: Narrator) -> None: ...
+    def check_again(self, placement: Placement, narrate: Narrator) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class Spawner:
         self._metrics = metrics
         self._log = log
         self._is_closed = False
+        self._deciding = BoundedSemaphore()
+        """One spawn at a time between its look at what is free and its claim on it."""
 
     def close(self) -> None:
         """Refuse spawns from now on: the hive is shutting down."""
@@ -151,9 +154,10 @@ class Spawner:
         try:
             local = self._models.find(ref) or self._models.provide(ref, startup.event)
             self._vram.settle()
-            placement = self._checks.check_worker(local, request.backend, request.device, startup.narrate)
-            self._refuse_when_closed()
-            record, seat = self._enter(ref, placement, startup)
+            with self._deciding:
+                placement = self._checks.check_worker(local, request.backend, request.device, startup.narrate)
+                self._refuse_when_closed()
+                record, seat = self._enter(ref, placement, startup)
         except RbeeError:
             self._metrics.started("refused")
             raise
@@ -179,7 +183,7 @@ class Spawner:
             failed_health_checks=0,
             log_path=str(self._launcher.log_path(worker_id)),
         )
-        seat = WorkerSeat(key, port, self._connect(port, key), startup)
+        seat = WorkerSeat(key, port, self._connect(port, key), startup, claim=placement.claim)
         self._registry.add(record, seat, "spawn")
         self._log.info(
             "worker_spawn",
@@ -221,7 +225,7 @@ class Spawner:
             folder = converting.get()
             if isinstance(folder, RbeeError):
                 raise folder
-        self._checks.check_converted(folder, placement, seat.startup.narrate)
+            self._checks.check_again(placement, seat.startup.narrate)
         self._models.touch(ref)
         return folder
 

@@ -13,6 +13,7 @@ from gevent.event import Event
 from rbee.core.clock import utc_iso
 from rbee.core.errors import WorkerNotFound
 from rbee.core.lifecycle import WorkerState, may_move
+from rbee.hive.memory_claims import MemoryClaim
 from rbee.hive.ports import WorkerConnection, WorkerProcess, WorkerReport
 from rbee.hive.startup import StartupLog
 
@@ -90,6 +91,8 @@ class WorkerSeat:
     first_idle: str | None = None
     """Its ``idle_since`` when the model was loaded; a later one means that it has served a request."""
     vram_bytes: int | None = None
+    claim: MemoryClaim | None = None
+    """What it was admitted with, until its model is loaded; goes with the seat when it never is."""
     is_silent: bool = False
     """It gave no answer when it was last asked for a list; later lists do not wait for it."""
     seen_unix: float = 0.0
@@ -153,6 +156,14 @@ class WorkerRegistry:
     def records(self) -> list[WorkerRecord]:
         """All records, in the order in which the workers were spawned."""
         return list(self._records.values())
+
+    def open_claims(self) -> list[tuple[MemoryClaim, int | None]]:
+        """The claims of workers whose model is not loaded, with the pids of their processes."""
+        return [
+            (seat.claim, self._records[worker_id].pid)
+            for worker_id, seat in self._seats.items()
+            if seat.claim is not None
+        ]
 
     def using(self, model_ref: str) -> list[str]:
         """Ids of the workers that serve or load a model."""
@@ -233,6 +244,8 @@ class WorkerRegistry:
         if not may_move(before, state):
             raise AssertionError(f"a worker cannot go from {before} to {state}")
         self._change(worker_id, state=state)
+        if state in (WorkerState.IDLE, WorkerState.BUSY):
+            self._seats[worker_id].claim = None
         self._tell(worker_id, before, state, reason)
 
     def _change(self, worker_id: str, **fields: Any) -> None:

@@ -22,6 +22,7 @@ class FakeDeviceProbe:
         self.ram_total = ram_total_mb
         self.ram = ram_mb
         self.disk = disk_mb
+        self.held: dict[int, int] = {}
 
     def ram_total_mb(self) -> int:
         return self.ram_total
@@ -35,6 +36,9 @@ class FakeDeviceProbe:
     def disk_available_mb(self, path: Path) -> int:
         self.asked_disk_of = path
         return self.disk
+
+    def held_mb(self, pid: int) -> int:
+        return self.held.get(pid, 0)
 
 
 def fake_gpus(*free_mb: int, total_mb: int = 24_000) -> list[Gpu]:

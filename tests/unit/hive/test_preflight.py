@@ -1,6 +1,8 @@
 """The checks before a worker starts: their order, their figures, what they say."""
 
 import logging
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from rbee.core.errors import (
 from rbee.core.settings import Settings
 from rbee.hive.devices import MIB, Devices, NodeDevices
 from rbee.hive.local_models import LocalModel, ModelFormat
+from rbee.hive.memory_claims import MemoryClaim
 from rbee.hive.preflight import Placement, Preflight, choose_device, required_mb
 from rbee.models.conversion import convert, sha256_of
 from rbee.testing.fake_device_probe import FakeDeviceProbe, fake_gpus
 from support.gguf_factory import TinyModel
+from support.tiny_ct2 import write_tiny_model
 
 
 class Story:
@@ -39,14 +43,20 @@ class Story:
         return [line.removeprefix("Preflight ").split()[0] for line in self.lines]
 
 
-def folder_model(size_mb: int) -> LocalModel:
-    """A model that needs no conversion."""
-    return LocalModel(Path("/models/ready"), ModelFormat.CTRANSLATE2, size_mb * MIB)
+FolderModel = Callable[[int], LocalModel]
+Claims = list[tuple[MemoryClaim, int | None]]
 
 
-def preflight(probe: FakeDeviceProbe, **sections: Any) -> Preflight:
+@pytest.fixture(scope="module")
+def folder_model(tmp_path_factory: pytest.TempPathFactory) -> FolderModel:
+    """Models that need no conversion: a tiny one, under any size on disk."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("ready"))
+    return lambda size_mb: LocalModel(folder, ModelFormat.CTRANSLATE2, size_mb * MIB)
+
+
+def preflight(probe: FakeDeviceProbe, claims: Claims | None = None, **sections: Any) -> Preflight:
     settings = Settings.model_validate(sections)
-    return Preflight(Devices(probe, settings.hardware), settings)
+    return Preflight(Devices(probe, settings.hardware), settings, lambda: claims or [])
 
 
 @pytest.mark.parametrize(
@@ -65,13 +75,15 @@ def test_required_memory_is_a_fifth_more_than_the_size_rounded_up(size: int, mb:
     assert required_mb(size) == mb
 
 
-def test_the_checks_come_in_order_and_are_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_checks_come_in_order_and_are_told_and_logged(
+    folder_model: FolderModel, caplog: pytest.LogCaptureFixture
+) -> None:
     story = Story()
     probe = FakeDeviceProbe(gpus=fake_gpus(9000), ram_mb=8000)
     with caplog.at_level(logging.INFO, "rbee"):
         placement = preflight(probe).check_worker(folder_model(5000), "cuda", 0, story)
-    assert placement == Placement("cuda", 0, "default", 5000 * MIB)
-    assert story.lines == [
+    assert (placement.backend, placement.device, placement.compute_type) == ("cuda", 0, "default")
+    assert story.lines[:5] == [
         "Preflight RAM 6000 MB required, 8000 MB available: passed",
         "Preflight backend cuda: available: passed",
         "Preflight device cuda:0: available: passed",
@@ -79,11 +91,12 @@ def test_the_checks_come_in_order_and_are_told_and_logged(caplog: pytest.LogCapt
         "Preflight disk 0 MB required, 100000 MB available: passed",
     ]
     logged = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
-    assert [entry["check"] for entry in logged] == ["ram", "backend", "device", "vram", "disk"]
+    checks = [entry["check"] for entry in logged]
+    assert checks == ["ram", "backend", "device", "vram", "disk", "ram", "vram"]
     assert (logged[0]["required_mb"], logged[0]["available_mb"], logged[0]["passed"]) == (6000, 8000, True)
 
 
-def test_memory_is_checked_before_the_backend() -> None:
+def test_memory_is_checked_before_the_backend(folder_model: FolderModel) -> None:
     story = Story()
     checks = preflight(FakeDeviceProbe(), hardware={"ram_available_mb": 4000})
     with pytest.raises(MemoryExhausted) as refused:
@@ -93,7 +106,7 @@ def test_memory_is_checked_before_the_backend() -> None:
     assert story.lines == ["Preflight RAM 6000 MB required, 4000 MB available: failed"]
 
 
-def test_a_backend_that_no_node_offers_is_refused_after_the_memory_check() -> None:
+def test_a_backend_that_no_node_offers_is_refused_after_the_memory_check(folder_model: FolderModel) -> None:
     story = Story()
     checks = preflight(FakeDeviceProbe(), hardware={"ram_available_mb": 8000})
     with pytest.raises(BackendUnavailable) as refused:
@@ -103,7 +116,7 @@ def test_a_backend_that_no_node_offers_is_refused_after_the_memory_check() -> No
     assert "metal" in story.lines[-1]
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(folder_model: FolderModel) -> None:
     story = Story()
     checks = preflight(FakeDeviceProbe(), hardware={"devices": "cuda:2,cpu:1", "vram_available_mb": 64000})
     with pytest.raises(DeviceUnavailable) as refused:
@@ -112,7 +125,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert story.checks == ["RAM", "backend", "device"]
 
 
-def test_device_memory_is_checked_on_cuda() -> None:
+def test_device_memory_is_checked_on_cuda(folder_model: FolderModel) -> None:
     hardware = {"devices": "cuda:2,cpu:1", "vram_available_mb": 4000, "ram_available_mb": 64000}
     with pytest.raises(MemoryExhausted) as refused:
         preflight(FakeDeviceProbe(), hardware=hardware).check_worker(folder_model(5000), "cuda", 1, Story())
@@ -123,11 +136,11 @@ def test_device_memory_is_checked_on_cuda() -> None:
     assert (placed.backend, placed.device) == ("cpu", 0)
 
 
-def test_exactly_enough_is_enough() -> None:
-    checks = preflight(FakeDeviceProbe(ram_mb=6))
-    checks.check_worker(folder_model(5), None, None, Story())
+def test_exactly_enough_is_enough(folder_model: FolderModel) -> None:
+    checks = preflight(FakeDeviceProbe(ram_mb=6000))
+    checks.check_worker(folder_model(5000), None, None, Story())
     with pytest.raises(MemoryExhausted):
-        preflight(FakeDeviceProbe(ram_mb=5)).check_worker(folder_model(5), None, None, Story())
+        preflight(FakeDeviceProbe(ram_mb=5999)).check_worker(folder_model(5000), None, None, Story())
 
 
 def node(*free_mb: int) -> NodeDevices:
@@ -169,8 +182,8 @@ def test_a_small_model_runs_in_float32_on_a_cpu_and_needs_disk_for_it(small_gguf
     story = Story()
     placement = preflight(FakeDeviceProbe()).check_worker(small_gguf, None, None, story)
     assert placement.compute_type == "float32"
-    assert story.lines[-1].startswith("Preflight disk ")
-    assert " 0 MB required" not in story.lines[-1]
+    (disk,) = [line for line in story.lines if line.startswith("Preflight disk ")]
+    assert " 0 MB required" not in disk
 
 
 def test_no_room_for_the_conversion_is_refused_with_the_amounts(small_gguf: LocalModel) -> None:
@@ -181,7 +194,7 @@ def test_no_room_for_the_conversion_is_refused_with_the_amounts(small_gguf: Loca
 
 
 def test_a_cuda_device_takes_mixed_int8(small_gguf: LocalModel) -> None:
-    placement = preflight(FakeDeviceProbe(gpus=fake_gpus(100))).check_worker(small_gguf, None, None, Story())
+    placement = preflight(FakeDeviceProbe(gpus=fake_gpus(1000))).check_worker(small_gguf, None, None, Story())
     assert placement.compute_type == "int8_float16"
 
 
@@ -201,29 +214,113 @@ def test_a_finished_conversion_needs_no_more_disk_and_no_look_at_the_header(
         )
 
 
-def converted(tmp_path: Path, size: int) -> Path:
-    folder = tmp_path / "converted"
-    folder.mkdir()
-    (folder / "model.bin").write_bytes(b"\0" * (size - 2))
-    (folder / "config.json").write_bytes(b"{}")
-    return folder
+# -- the real fit -----------------------------------------------------------------------------------------
 
 
-def test_memory_is_checked_again_for_a_larger_converted_model(tmp_path: Path) -> None:
-    story = Story()
-    probe = FakeDeviceProbe(gpus=fake_gpus(2), ram_mb=3)
-    placement = Placement("cuda", 0, "int8_float16", MIB)
+def refusal(checks: Preflight, local: LocalModel, **where: Any) -> MemoryExhausted:
     with pytest.raises(MemoryExhausted) as refused:
-        preflight(probe).check_converted(converted(tmp_path, 2 * MIB), placement, story)
-    assert refused.value.details == {"required": 3, "available": 2, "resource": "vram"}
-    assert story.lines == [
-        "Preflight converted model RAM 3 MB required, 3 MB available: passed",
-        "Preflight converted model cuda:0 VRAM 3 MB required, 2 MB available: failed",
-    ]
+        checks.check_worker(local, where.get("backend"), where.get("device"), Story())
+    return refused.value
 
 
-def test_a_converted_model_that_is_no_larger_is_not_checked_again(tmp_path: Path) -> None:
+def test_what_fits_by_its_size_on_disk_is_refused_when_the_worker_does_not_fit(
+    small_gguf: LocalModel,
+) -> None:
+    first = required_mb(small_gguf.size_bytes)
+    error = refusal(preflight(FakeDeviceProbe(ram_mb=first)), small_gguf)
+    assert error.details["required"] > 100 > first == error.details["available"]
+    assert error.details["resource"] == "ram"
+
+
+def test_a_refusal_names_terms_on_which_the_model_is_admitted(tmp_path: Path) -> None:
+    local = gguf_of(tmp_path, heads=32, heads_kv=32, context=4096)
+    worker = {"max_parallel_requests": 2, "context_tokens": 4096}
+    probe = FakeDeviceProbe(ram_mb=1000)
+    error = refusal(preflight(probe, worker=worker), local)
+    advice = dict(re.findall(r"worker\.(\w+) = (\d+)", error.suggestion or ""))
+    assert advice
+    promised = {**worker, **{name: int(value) for name, value in advice.items()}}
+    preflight(probe, worker=promised).check_worker(local, None, None, Story())
+    longer = {**promised, "context_tokens": promised["context_tokens"] + 64}
+    refusal(preflight(probe, worker=longer), local)
+
+
+def gguf_of(tmp_path: Path, **changes: Any) -> LocalModel:
+    path = TinyModel(**changes).write(tmp_path / "made.gguf")
+    return LocalModel(path, ModelFormat.GGUF, path.stat().st_size)
+
+
+def test_auto_takes_int8_where_only_that_fits(tmp_path: Path) -> None:
+    local = gguf_of(tmp_path, width=512, inner=2048, layers=4)
+    placed = preflight(FakeDeviceProbe()).check_worker(local, None, None, Story())
+    assert placed.compute_type == "float32"
+    needed = placed.claim.ram_mb
+    checks = preflight(FakeDeviceProbe(ram_mb=needed - 1))
+    assert checks.check_worker(local, None, None, Story()).compute_type == "int8"
+
+
+def test_nothing_is_converted_in_vain_for_a_model_that_cannot_be(tmp_path: Path) -> None:
+    local = gguf_of(tmp_path, metadata={"attn_logit_softcapping": 50.0})
+    with pytest.raises(ModelIncompatible, match="softcapping"):
+        preflight(FakeDeviceProbe()).check_worker(local, None, None, Story())
+
+
+def test_stated_memory_is_for_models_and_not_for_processes(small_gguf: LocalModel) -> None:
+    hardware = {"ram_available_mb": 4}
+    placed = preflight(FakeDeviceProbe(), hardware=hardware).check_worker(small_gguf, None, None, Story())
+    assert 1 <= placed.claim.ram_mb <= 4
+
+
+def test_on_cuda_the_device_holds_the_cache_and_the_host_the_weights_for_a_while(
+    small_gguf: LocalModel,
+) -> None:
     story = Story()
-    placement = Placement("cpu", 0, "int8", 2 * MIB)
-    preflight(FakeDeviceProbe(ram_mb=0)).check_converted(converted(tmp_path, 2 * MIB), placement, story)
-    assert story.lines == []
+    placed = preflight(FakeDeviceProbe(gpus=fake_gpus(2000))).check_worker(small_gguf, "cuda", 0, story)
+    assert [line.split()[5] for line in story.lines[-2:]] == ["RAM", "VRAM"]
+    assert min(placed.claim.ram_mb, placed.claim.vram_mb) > 0
+    error = refusal(preflight(FakeDeviceProbe(gpus=fake_gpus(100))), small_gguf, backend="cuda")
+    assert error.details["resource"] == "vram"
+    error = refusal(preflight(FakeDeviceProbe(gpus=fake_gpus(2000), ram_mb=100)), small_gguf, backend="cuda")
+    assert error.details["resource"] == "ram"
+
+
+# -- claims -----------------------------------------------------------------------------------------------
+
+
+def test_memory_that_a_loading_worker_will_take_is_not_free(folder_model: FolderModel) -> None:
+    probe, claims = FakeDeviceProbe(ram_mb=8000), [(MemoryClaim("cpu", 0, 3000), None)]
+    error = refusal(preflight(probe, claims), folder_model(5000))
+    assert error.details == {"required": 6000, "available": 5000, "resource": "ram"}
+
+
+def test_what_its_process_holds_already_is_not_counted_twice(folder_model: FolderModel) -> None:
+    probe, claims = FakeDeviceProbe(ram_mb=8000), [(MemoryClaim("cpu", 0, 3000), 77)]
+    probe.held[77] = 1000
+    preflight(probe, claims).check_worker(folder_model(5000), None, None, Story())
+    probe.held[77] = 999
+    assert refusal(preflight(probe, claims), folder_model(5000)).details["available"] == 5999
+    probe.held[77] = 9000
+    preflight(probe, claims).check_worker(folder_model(6666), None, None, Story())
+
+
+def test_a_claim_on_one_gpu_leaves_the_others_free(folder_model: FolderModel) -> None:
+    probe = FakeDeviceProbe(gpus=fake_gpus(8000, 7000), ram_mb=64_000)
+    claims = [(MemoryClaim("cuda", 0, 10, 4000), None)]
+    assert preflight(probe, claims).check_worker(folder_model(5000), None, None, Story()).device == 1
+    error = refusal(preflight(probe, claims), folder_model(5000), backend="cuda", device=0)
+    assert error.details == {"required": 6000, "available": 4000, "resource": "vram"}
+
+
+def test_after_a_conversion_the_same_amounts_are_checked_without_the_workers_own_claim() -> None:
+    probe, story = FakeDeviceProbe(gpus=fake_gpus(50), ram_mb=40), Story()
+    own = MemoryClaim("cuda", 0, 40, 50)
+    checks = preflight(probe, [(own, None)])
+    checks.check_again(Placement("cuda", 0, "int8_float16", own), story)
+    assert story.lines == [
+        "Preflight after the conversion RAM 40 MB required, 40 MB available: passed",
+        "Preflight after the conversion VRAM 50 MB required, 50 MB available: passed",
+    ]
+    probe.present = fake_gpus(49)
+    with pytest.raises(MemoryExhausted) as refused:
+        checks.check_again(Placement("cuda", 0, "int8_float16", own), Story())
+    assert refused.value.details == {"required": 50, "available": 49, "resource": "vram"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gevent
 import pytest
 
@@ -14,9 +16,15 @@ from rbee.core.errors import (
     WorkerStartFailed,
 )
 from rbee.core.lifecycle import WorkerState
+from rbee.core.settings import Settings
+from rbee.hive.devices import Devices
+from rbee.hive.local_models import LocalModel, ModelFormat
+from rbee.hive.preflight import Preflight
 from rbee.hive.spawning import Spawned
-from rbee.hive.workers import EndReason
+from rbee.hive.workers import EndReason, WorkerRegistry
+from rbee.testing.fake_device_probe import FakeDeviceProbe
 from support.supervised import HIVE_PORT, REF, Supervised
+from support.tiny_ct2 import write_tiny_model
 
 
 def failure_of(hive: Supervised, spawned: Spawned) -> RbeeError:
@@ -147,9 +155,10 @@ def test_a_failed_conversion_is_the_error_of_the_start() -> None:
     assert_nothing_stays(hive, spawned)
 
 
-def test_a_converted_model_that_does_not_fit_starts_no_process() -> None:
+def test_a_model_that_no_longer_fits_after_its_conversion_starts_no_process() -> None:
     hive = Supervised()
-    hive.checks.converted_error = MemoryExhausted(6000, 4000, "ram")
+    hive.models.is_converted = False
+    hive.checks.later_error = MemoryExhausted(6000, 4000, "ram")
     spawned = hive.spawn()
     assert failure_of(hive, spawned).code == "VRAM_EXHAUSTED"
     assert hive.launcher.processes == []
@@ -233,3 +242,128 @@ def test_the_whole_life_of_a_worker_is_told_with_reasons() -> None:
         ("idle", "loading"),
         (None, "crashed"),
     ]
+
+
+# -- memory that is promised ------------------------------------------------------------------------------
+
+
+def admitting(probe: FakeDeviceProbe) -> Callable[[WorkerRegistry], Preflight]:
+    """The real checks, on a machine as the probe tells it."""
+    settings = Settings()
+    return lambda registry: Preflight(Devices(probe, settings.hardware), settings, registry.open_claims)
+
+
+@pytest.fixture(scope="module")
+def model_on_disk(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    folder = write_tiny_model(tmp_path_factory.mktemp("ready"))
+    return LocalModel(folder, ModelFormat.CTRANSLATE2, 1000 * 1024 * 1024)
+
+
+class SlowProbe(FakeDeviceProbe):
+    """Lets other greenlets run between a look and what is made of it."""
+
+    def ram_available_mb(self) -> int:
+        seen = super().ram_available_mb()
+        gevent.sleep(0.01)
+        return seen
+
+
+def test_of_spawns_at_the_same_moment_only_as_many_pass_as_fit(model_on_disk: LocalModel) -> None:
+    probe = SlowProbe(ram_mb=16_000)
+    hive = Supervised(make_checks=admitting(probe))
+    hive.models.local = model_on_disk
+    spawned = hive.spawn()
+    (needed,) = [claim.ram_mb for claim, _ in hive.registry.open_claims()]
+    hive.supervisor.stop(spawned.record.id, EndReason.REQUESTED)
+    hive.until_gone(spawned)
+    # The first check asks for 1,200 MB on top of what is promised.
+    probe.ram = 1200 + needed
+    outcomes = [gevent.spawn(spawn_outcome, hive) for _ in range(3)]
+    gevent.joinall(outcomes, timeout=10, raise_error=True)
+    told = [outcome.get() for outcome in outcomes]
+    assert sum(isinstance(each, Spawned) for each in told) == 2
+    (refused,) = [each for each in told if isinstance(each, MemoryExhausted)]
+    assert refused.details == {"required": 1200, "available": 1200 - needed, "resource": "ram"}
+
+
+def spawn_outcome(hive: Supervised) -> Spawned | RbeeError:
+    try:
+        return hive.spawn()
+    except RbeeError as error:
+        return error
+
+
+def test_a_claim_ends_when_the_model_is_loaded() -> None:
+    hive = Supervised()
+    spawned = hive.spawn()
+    assert [claim.ram_mb for claim, _ in hive.registry.open_claims()] == [100]
+    hive.until(lambda: hive.launcher.processes)
+    hive.until(lambda: hive.registry.open_claims()[0][1] == hive.launcher.processes[0].pid)
+    hive.connection(spawned).become(WorkerState.IDLE, "2026-01-31T08:00:00.000Z")
+    hive.until(lambda: hive.state(spawned) is WorkerState.IDLE)
+    assert hive.registry.open_claims() == []
+
+
+def test_a_worker_that_is_busy_when_it_is_first_seen_has_loaded_its_model() -> None:
+    hive = Supervised()
+    spawned = hive.up()
+    hive.connection(spawned).become(WorkerState.BUSY, None)
+    hive.connection(spawned).loaded.set()
+    hive.until(lambda: hive.state(spawned) is WorkerState.BUSY)
+    assert hive.registry.open_claims() == []
+
+
+def _dies(hive: Supervised, _spawned: Spawned) -> None:
+    hive.until(lambda: hive.launcher.processes)
+    hive.launcher.processes[0].end(-9)
+
+
+def _is_stopped(hive: Supervised, spawned: Spawned) -> None:
+    hive.supervisor.stop(spawned.record.id, EndReason.REQUESTED)
+
+
+def _fails_to_load(hive: Supervised, spawned: Spawned) -> None:
+    hive.until(lambda: hive.registry.get(spawned.record.id).pid is not None)
+    hive.registry.seat(spawned.record.id).up.set()
+    hive.connection(spawned).become(WorkerState.ERROR, None)
+    hive.connection(spawned).loaded.set()
+
+
+def _never_answers(hive: Supervised, spawned: Spawned) -> None:
+    hive.connection(spawned).failure = _refused()
+
+
+@pytest.mark.parametrize("end", [_dies, _is_stopped, _fails_to_load, _never_answers])
+def test_a_claim_goes_with_its_worker_and_not_before_its_process(end: Callable[..., None]) -> None:
+    hive = Supervised()
+    spawned = hive.spawn()
+    end(hive, spawned)
+    while hive.registry.find(spawned.record.id) is not None:
+        assert len(hive.registry.open_claims()) == 1
+        gevent.sleep(0.005)
+    assert hive.registry.open_claims() == []
+    assert all(process.wait() is not None for process in hive.launcher.processes)
+
+
+@pytest.mark.parametrize("how", ["conversion", "later", "launch"])
+def test_a_start_that_fails_without_a_process_leaves_no_claim(how: str) -> None:
+    hive = Supervised(**({"error": "Exec format error"} if how == "launch" else {}))
+    hive.models.is_converted = how == "launch"
+    if how == "conversion":
+        hive.models.error = MemoryExhausted(6, 4, "ram")
+    elif how == "later":
+        hive.checks.later_error = MemoryExhausted(6, 4, "ram")
+    spawned = hive.spawn()
+    assert len(hive.registry.open_claims()) == 1
+    hive.until_gone(spawned)
+    assert hive.registry.open_claims() == []
+
+
+def test_a_refused_spawn_claims_nothing_and_lets_the_next_one_in() -> None:
+    hive = Supervised()
+    hive.checks.error = MemoryExhausted(6, 4, "ram")
+    with pytest.raises(MemoryExhausted):
+        hive.spawn()
+    assert hive.registry.open_claims() == []
+    hive.checks.error = None
+    hive.spawn()

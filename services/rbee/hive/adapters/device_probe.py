@@ -57,6 +57,17 @@ class MachineProbe:
             self._tell(f"free space of {existing}: {error.strerror}")
             return 0
 
+    def held_mb(self, pid: int) -> int:
+        # Pages of files are left out: they count as available.
+        held = 0
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            for each in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    memory = each.memory_info()
+                    held += max(0, memory.rss - getattr(memory, "shared", 0))
+        return held // MIB
+
     def _nvml_gpus(self) -> list[Gpu]:
         """All devices of the driver; opened anew at every look, since a driver may come, go and fail."""
         import pynvml

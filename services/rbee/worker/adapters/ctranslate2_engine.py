@@ -10,11 +10,11 @@ from typing import Any
 import gevent
 
 from rbee.core.errors import InferenceFailed, MemoryExhausted, RbeeError
+from rbee.models.model_file import ModelFile, damaged, read_model_file
 from rbee.worker.adapters.ctranslate2_run import CTranslate2Run
 from rbee.worker.adapters.engine_memory import MB, available_bytes, gpu_used_bytes, is_out_of_memory
 from rbee.worker.adapters.file_position import position_in
 from rbee.worker.adapters.turns import GaveUp, Turns
-from rbee.worker.model_file import ModelFile, damaged, read_model_file
 from rbee.worker.native import NativeThreads, Pending
 from rbee.worker.ports import Decoding, LoadProgress
 

@@ -1,4 +1,4 @@
-"""Where each layer lies in a CTranslate2 ``model.bin``, so that reading it can be followed layer by layer.
+"""What lies where in a CTranslate2 ``model.bin``: its layers, its sizes, the memory it takes once loaded.
 
 Format (binary versions 4 to 6, little-endian), as written by ``ctranslate2.specs.model_spec``: u32 version;
 model name; u32 revision; u32 number of variables; then per variable its name, u8 rank, u32 dimensions, u8
@@ -28,12 +28,13 @@ _LAYER = re.compile(r"decoder/layer_(\d+)/")
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One tensor; ``end`` is the offset after its last byte."""
+    """One tensor; ``end`` is the offset after its last byte, ``value`` that of a single integer."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     end: int
+    value: int | None = None
 
     @property
     def elements(self) -> int:
@@ -117,8 +118,12 @@ def _variables(file: BinaryIO, size: int) -> list[Variable]:
         end = file.tell() + length
         if type_id >= len(_TYPES) or end > size:
             raise damaged("model.bin: it is cut short or damaged")
-        file.seek(length, 1)
-        variables.append(Variable(name, shape, _TYPES[type_id], end))
+        type_ = _TYPES[type_id]
+        value = None
+        if not shape and type_ not in _FLOATS and length == _TYPE_BYTES[type_]:
+            value = int.from_bytes(file.read(length), "little", signed=True)
+        file.seek(end)
+        variables.append(Variable(name, shape, type_, end, value))
     return variables
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rbee.core.errors import ModelIncompatible
+from rbee.models.model_file import read_model_file
 from rbee.worker.adapters.file_position import position_in
-from rbee.worker.model_file import read_model_file
 from support.tiny_ct2 import LAYERS, WIDTH, write_tiny_model
 
 
