@@ -1,22 +1,31 @@
 """What every device probe promises, held by the real one and the fake."""
 
+import os
+import subprocess
 import sys
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rbee.hive.adapters.device_probe import MachineProbe, memory_limits, visible_gpus
+from rbee.hive.adapters.device_probe import DriverGpu, MachineProbe, memory_limits, visible_gpus
 from rbee.hive.devices import MIB, DeviceProbe, Gpu
 from rbee.testing.fake_device_probe import FakeDeviceProbe, fake_gpus
 
+GPU_COUNTS = (0, 1, 4)
 
-@pytest.fixture(params=["real", "fake", "fake with GPUs"])
-def probe(request: pytest.FixtureRequest) -> DeviceProbe:
-    if request.param == "real":
+
+@pytest.fixture(params=["real", *(f"{kind} {count}" for kind in ("driver", "fake") for count in GPU_COUNTS)])
+def probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DeviceProbe:
+    """The real probe on this machine and over a stand-in for the driver's binding, and the fake."""
+    kind, _, count = request.param.partition(" ")
+    if kind == "driver":
+        monkeypatch.setitem(sys.modules, "pynvml", binding(nvmlDeviceGetCount=lambda: int(count)))
+        engine_counting(monkeypatch, tmp_path, int(count))
         return MachineProbe()
-    return FakeDeviceProbe(gpus=fake_gpus(*((1, 2) if "GPUs" in request.param else ())))
+    return MachineProbe() if kind == "real" else FakeDeviceProbe(gpus=fake_gpus(*range(int(count or 0))))
 
 
 def test_memory_is_told_in_mb_and_available_is_part_of_total(probe: DeviceProbe) -> None:
@@ -27,6 +36,22 @@ def test_gpus_come_by_index_each_with_its_memory(probe: DeviceProbe) -> None:
     gpus = probe.gpus()
     assert [gpu.index for gpu in gpus] == sorted({gpu.index for gpu in gpus})
     assert all(0 <= gpu.free_mb <= gpu.total_mb and gpu.uuid for gpu in gpus)
+    assert len({gpu.uuid for gpu in gpus}) == len(gpus)
+
+
+@pytest.mark.parametrize(
+    "probe", [f"{kind} {n}" for kind in ("driver", "fake") for n in GPU_COUNTS], indirect=True
+)
+def test_as_many_gpus_are_found_as_there_are(probe: DeviceProbe, request: pytest.FixtureRequest) -> None:
+    count = int(request.node.callspec.params["probe"].split()[1])
+    assert [gpu.index for gpu in probe.gpus()] == list(range(count))
+    assert probe.gpus() == probe.gpus()
+
+
+def test_a_process_that_is_gone_holds_nothing(probe: DeviceProbe) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    assert probe.held_mb(gone.pid) == 0
 
 
 def test_disk_space_is_told_for_a_folder_that_does_not_exist_yet(probe: DeviceProbe, tmp_path: Path) -> None:
@@ -39,6 +64,23 @@ def test_the_real_probe_agrees_with_the_system() -> None:
     if not memory_limits(Path("/")) or min(limit for limit, _ in memory_limits(Path("/"))) > 2**50:
         assert MachineProbe().ram_total_mb() == psutil.virtual_memory().total // MIB
     assert MachineProbe().ram_available_mb() * MIB <= psutil.virtual_memory().total
+
+
+@pytest.fixture
+def holder() -> Iterator[subprocess.Popen[str]]:
+    """A process whose child holds 64 MB."""
+    hold = "import time; held = bytearray(64 * 2**20); print('held', flush=True); time.sleep(60)"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    command = [sys.executable, "-c", nested]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        os.killpg(process.pid, 9)
+
+
+def test_what_a_process_holds_is_counted_with_its_children(holder: subprocess.Popen[str]) -> None:
+    assert 64 <= MachineProbe().held_mb(holder.pid) < 128
 
 
 # -- cgroups ----------------------------------------------------------------------------------------------
@@ -119,10 +161,52 @@ def test_without_a_readable_cgroup_the_host_counts(tmp_path: Path, content: str 
     ],
 )
 def test_devices_are_numbered_as_cuda_numbers_them(visible: str | None, physical: list[int]) -> None:
-    gpus = fake_gpus(10, 11, 12, 13)
+    gpus = [DriverGpu(gpu) for gpu in fake_gpus(10, 11, 12, 13)]
     seen = visible_gpus(gpus, visible)
     assert [gpu.index for gpu in seen] == list(range(len(physical)))
     assert [gpu.free_mb - 10 for gpu in seen] == physical
+
+
+def partitioned(whole: Gpu, *uuids: str) -> DriverGpu:
+    parts = (Gpu(whole.index, uuid, "instance", 100, 50) for uuid in uuids)
+    return DriverGpu(whole, True, tuple(parts))
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, ["GPU-0000"]),
+        ("0", ["GPU-0000"]),
+        ("1", ["MIG-a1"]),
+        ("GPU-11", ["MIG-a1"]),
+        ("MIG-a2", ["MIG-a2"]),
+        ("MIG-b", ["MIG-b1"]),
+        ("MIG-a", []),
+        ("MIG-", []),
+        ("MIG-x", []),
+        ("MIG-a2,MIG-a1", ["MIG-a2"]),
+        ("0,MIG-b1", ["MIG-b1"]),
+        ("3", []),
+        ("0,3,MIG-b1", ["GPU-0000"]),
+    ],
+)
+def test_of_partitioned_gpus_one_instance_is_seen(visible: str | None, seen: list[str]) -> None:
+    first, second, third, fourth = fake_gpus(1, 2, 3, 4)
+    gpus = [
+        DriverGpu(first),
+        partitioned(second, "MIG-a1", "MIG-a2"),
+        partitioned(third, "MIG-b1"),
+        partitioned(fourth),
+    ]
+    found = visible_gpus(gpus, visible)
+    assert [gpu.uuid for gpu in found] == seen
+    assert [gpu.index for gpu in found] == list(range(len(seen)))
+
+
+def test_where_all_gpus_are_partitioned_the_first_instance_is_seen() -> None:
+    first, second = fake_gpus(1, 2)
+    gpus = [partitioned(first), partitioned(second, "MIG-b1", "MIG-b2")]
+    assert [(gpu.index, gpu.uuid) for gpu in visible_gpus(gpus, None)] == [(0, "MIG-b1")]
 
 
 # -- drivers ----------------------------------------------------------------------------------------------
@@ -151,17 +235,30 @@ def binding(**calls: object) -> types.ModuleType:
         "nvmlDeviceGetMemoryInfo": lambda handle: types.SimpleNamespace(
             total=8 * MIB, free=(handle + 1) * MIB
         ),
+        "NVML_DEVICE_MIG_ENABLE": 1,
+        "nvmlDeviceGetMigMode": failing(NotSupported("Not Supported")),
     }
     for name, call in {**usable, **calls}.items():
         setattr(module, name, call)
     return module
 
 
-class ProbeOfUsableGpus(MachineProbe):
-    """The real probe on a machine whose engine can use every GPU of the driver."""
+def engine_counting(monkeypatch: pytest.MonkeyPatch, folder: Path, count: int | str) -> Callable[[], int]:
+    """Put an engine before the real one that counts as many devices; tells how often it was asked."""
+    asked = folder / "asked"
+    (folder / "ctranslate2.py").write_text(
+        f"def get_cuda_device_count():\n"
+        f"    with open({str(asked)!r}, 'a') as file: file.write('x')\n"
+        f"    return {count}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return lambda: len(asked.read_text()) if asked.exists() else 0
 
-    def _count_of_engine(self) -> int:
-        return 16
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], int]:
+    """An engine that can use every GPU of the driver."""
+    return engine_counting(monkeypatch, tmp_path, 16)
 
 
 def failing(error: Exception) -> object:
@@ -171,23 +268,26 @@ def failing(error: Exception) -> object:
     return call
 
 
+@pytest.mark.usefixtures("asked")
 def test_gpus_are_read_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", binding())
-    assert ProbeOfUsableGpus().gpus() == [
+    assert MachineProbe().gpus() == [
         Gpu(0, "GPU-0", "Test GPU", 8, 1),
         Gpu(1, "GPU-1", "Test GPU", 8, 2),
     ]
 
 
+@pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize("call", ["nvmlInit", "nvmlDeviceGetCount", "nvmlShutdown"])
 @pytest.mark.parametrize("error", [NvmlError("Driver Not Loaded"), OSError("libcuda"), AttributeError("x")])
 def test_every_driver_error_is_an_answer(
     monkeypatch: pytest.MonkeyPatch, call: str, error: Exception
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", binding(**{call: failing(error)}))
-    assert len(ProbeOfUsableGpus().gpus()) == (2 if call == "nvmlShutdown" else 0)
+    assert len(MachineProbe().gpus()) == (2 if call == "nvmlShutdown" else 0)
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_gpu_that_the_driver_has_lost_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def memory(handle: int) -> object:
         if handle == 0:
@@ -195,12 +295,13 @@ def test_a_gpu_that_the_driver_has_lost_hides_no_other(monkeypatch: pytest.Monke
         return types.SimpleNamespace(total=8 * MIB, free=5 * MIB)
 
     monkeypatch.setitem(sys.modules, "pynvml", binding(nvmlDeviceGetMemoryInfo=memory))
-    assert [(gpu.index, gpu.free_mb) for gpu in ProbeOfUsableGpus().gpus()] == [(1, 5)]
+    assert [(gpu.index, gpu.free_mb) for gpu in MachineProbe().gpus()] == [(1, 5)]
 
 
+@pytest.mark.usefixtures("asked")
 def test_a_gpu_that_shares_the_hosts_memory_is_told_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", binding(nvmlDeviceGetMemoryInfo=failing(NotSupported("no"))))
-    assert ProbeOfUsableGpus().gpus()[0].total_mb == psutil.virtual_memory().total // MIB
+    assert MachineProbe().gpus()[0].total_mb == psutil.virtual_memory().total // MIB
 
 
 def test_gpus_that_the_engine_cannot_use_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,3 +310,67 @@ def test_gpus_that_the_engine_cannot_use_are_not_offered(monkeypatch: pytest.Mon
         pytest.skip("this machine has CUDA devices")
     monkeypatch.setitem(sys.modules, "pynvml", binding())
     assert MachineProbe().gpus() == []
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_gpu_that_comes_or_goes_between_two_looks_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = binding(nvmlDeviceGetCount=lambda: 1)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    engine_counting(monkeypatch, tmp_path, 1)
+    probe = MachineProbe()
+    assert len(probe.gpus()) == 1
+    module.nvmlDeviceGetCount = lambda: 4  # type: ignore[attr-defined]
+    engine_counting(monkeypatch, tmp_path, 4)
+    assert len(probe.gpus()) == 4
+    module.nvmlInit = failing(NvmlError("Driver Not Loaded"))  # type: ignore[attr-defined]
+    assert probe.gpus() == []
+    module.nvmlInit = lambda: None  # type: ignore[attr-defined]
+    assert len(probe.gpus()) == 4
+
+
+def test_the_engine_is_asked_once_for_the_same_gpus_and_again_while_it_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", binding())
+    asked, probe = engine_counting(monkeypatch, tmp_path, 0), MachineProbe()
+    assert [probe.gpus(), probe.gpus(), asked()] == [[], [], 2]
+    engine_counting(monkeypatch, tmp_path, 2)
+    assert [len(probe.gpus()), len(probe.gpus()), asked()] == [2, 2, 3]
+
+
+@pytest.mark.parametrize("answer", ["'many'", "-1", "1 / 0", "None"])
+def test_an_engine_that_cannot_say_has_no_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", binding())
+    engine_counting(monkeypatch, tmp_path, answer)
+    assert MachineProbe().gpus() == []
+
+
+@pytest.mark.usefixtures("asked")
+def test_only_visible_gpus_are_offered_with_the_indices_that_workers_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", binding(nvmlDeviceGetCount=lambda: 4))
+    assert [(gpu.index, gpu.uuid) for gpu in MachineProbe("GPU-3,1").gpus()] == [(0, "GPU-3"), (1, "GPU-1")]
+    assert MachineProbe("").gpus() == []
+
+
+@pytest.mark.usefixtures("asked")
+def test_instances_are_read_from_the_driver_and_empty_places_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def instance(_gpu: int, place: int) -> int:
+        if place != 1:
+            raise NvmlError("Not Found")
+        return 5
+
+    parts = {
+        "nvmlDeviceGetMigMode": lambda handle: (int(handle == 1), 0),
+        "nvmlDeviceGetMaxMigDeviceCount": lambda _handle: 7,
+        "nvmlDeviceGetMigDeviceHandleByIndex": instance,
+        "nvmlDeviceGetUUID": lambda handle: "MIG-abc" if handle == 5 else f"GPU-{handle}",
+    }
+    monkeypatch.setitem(sys.modules, "pynvml", binding(**parts))
+    assert MachineProbe("MIG-a").gpus() == [Gpu(0, "MIG-abc", "Test GPU", 8, 6)]
+    assert [gpu.uuid for gpu in MachineProbe().gpus()] == ["GPU-0"]

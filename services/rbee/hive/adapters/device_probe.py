@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ _ENGINE_CHECK = "import ctranslate2; print(ctranslate2.get_cuda_device_count())"
 _ENGINE_CHECK_TIMEOUT_S = 30.0
 
 
+@dataclass(frozen=True)
+class DriverGpu:
+    """A GPU as the driver lists it; one that is partitioned (MIG) computes in its ``instances`` only."""
+
+    whole: Gpu
+    is_partitioned: bool = False
+    instances: tuple[Gpu, ...] = ()
+
+
 class MachineProbe:
     """The ``DeviceProbe`` of a real machine.
 
@@ -34,7 +43,7 @@ class MachineProbe:
     def __init__(self, visible_devices: str | None = None, root: Path = Path("/")) -> None:
         self._visible = visible_devices
         self._root = root
-        self._engine_devices = 0
+        self._engine_answer: tuple[tuple[str, ...], int] = ((), 0)
         self._last_problem: str | None = None
 
     def ram_total_mb(self) -> int:
@@ -47,7 +56,7 @@ class MachineProbe:
 
     def gpus(self) -> list[Gpu]:
         found = visible_gpus(self._nvml_gpus(), self._visible)
-        return found[: self._count_of_engine()] if found else []
+        return found[: self._count_of_engine(tuple(gpu.uuid for gpu in found))] if found else []
 
     def disk_available_mb(self, path: Path) -> int:
         existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
@@ -68,7 +77,7 @@ class MachineProbe:
                     held += max(0, memory.rss - getattr(memory, "shared", 0))
         return held // MIB
 
-    def _nvml_gpus(self) -> list[Gpu]:
+    def _nvml_gpus(self) -> list[DriverGpu]:
         """All devices of the driver; opened anew at every look, since a driver may come, go and fail."""
         import pynvml
 
@@ -87,43 +96,55 @@ class MachineProbe:
                 pynvml.nvmlShutdown()
         return [gpu for gpu in found if gpu is not None]
 
-    def _nvml_gpu(self, nvml: Any, index: int) -> Gpu | None:
+    def _nvml_gpu(self, nvml: Any, index: int) -> DriverGpu | None:
         """One device, or None when the driver has lost it; the others stay usable."""
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
-            try:
-                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-                total, free = int(memory.total), int(memory.free)
-            except nvml.NVMLError_NotSupported:
-                # A device that shares the host's memory has none of its own to report.
-                host = psutil.virtual_memory()
-                total, free = host.total, host.available
+            whole = _read_gpu(nvml, handle, index)
+            # A GPU that cannot be partitioned answers with an error.
+            with contextlib.suppress(*_driver_errors()):
+                if nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE:
+                    return DriverGpu(whole, True, tuple(self._instances(nvml, handle, index)))
         except _driver_errors() as error:
             self._tell(f"NVML: GPU {index}: {error}")
             return None
-        return Gpu(index, str(uuid), str(name), total // MIB, free // MIB)
+        return DriverGpu(whole)
 
-    def _count_of_engine(self) -> int:
-        """How many devices CTranslate2 can use; asked in a process of its own, and again until there are any.
+    def _instances(self, nvml: Any, handle: Any, index: int) -> list[Gpu]:
+        found = []
+        for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            # Places without an instance answer with an error; the others need not follow each other.
+            with contextlib.suppress(*_driver_errors()):
+                instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+                found.append(_read_gpu(nvml, instance, index))
+        return found
 
-        The CUDA runtime remembers a failure for the life of a process, and costs the hive memory.
+    def _count_of_engine(self, uuids: tuple[str, ...]) -> int:
+        """How many of these devices CTranslate2 can use; asked again while none, and when they change.
+
+        It is asked in a process of its own: the CUDA runtime remembers its devices, and a failure, for the
+        life of a process, and costs the hive memory.
         """
-        if self._engine_devices == 0:
-            try:
-                answer = subprocess.run(
-                    [sys.executable, "-c", _ENGINE_CHECK],
-                    capture_output=True,
-                    stdin=subprocess.DEVNULL,
-                    timeout=_ENGINE_CHECK_TIMEOUT_S,
-                    check=True,
-                )
-                self._engine_devices = int(answer.stdout)
-            except (OSError, subprocess.SubprocessError, ValueError) as error:
-                self._tell(f"the engine cannot be asked for CUDA devices: {error}")
-            if self._engine_devices == 0:
+        known_of, count = self._engine_answer
+        if count > 0 and known_of == uuids:
+            return count
+        count = 0
+        try:
+            answer = subprocess.run(
+                [sys.executable, "-c", _ENGINE_CHECK],
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_ENGINE_CHECK_TIMEOUT_S,
+                check=True,
+            )
+            count = max(0, int(answer.stdout))
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            self._tell(f"the engine cannot be asked for CUDA devices: {error}")
+        else:
+            if count == 0:
                 self._tell("the driver shows GPUs, but CTranslate2 cannot use them (CUDA libraries missing?)")
-        return self._engine_devices
+        self._engine_answer = (uuids, count)
+        return count
 
     def _tell(self, problem: str) -> None:
         """Log a problem once, not at every look."""
@@ -132,24 +153,58 @@ class MachineProbe:
             log.info("device_probe", message=problem)
 
 
-def visible_gpus(gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
+def _read_gpu(nvml: Any, handle: Any, index: int) -> Gpu:
+    uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        total, free = int(memory.total), int(memory.free)
+    except nvml.NVMLError_NotSupported:
+        # A device that shares the host's memory has none of its own to report.
+        host = psutil.virtual_memory()
+        total, free = host.total, host.available
+    return Gpu(index, str(uuid), str(name), total // MIB, free // MIB)
+
+
+def visible_gpus(gpus: Sequence[DriverGpu], visible: str | None) -> list[Gpu]:
     """The devices CUDA will show under this value of CUDA_VISIBLE_DEVICES, with CUDA's indices.
 
     Its rules: entries are indices or (beginnings of) UUIDs; the first one that names no device ends the list;
-    an empty value hides all. https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars
+    an empty value hides all. A partitioned GPU stands for its first instance, and once an instance is among
+    the devices it is the only one that CUDA shows; without the variable, partitioned GPUs count only where
+    there are no others.
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/#env-vars
+    https://docs.nvidia.com/datacenter/tesla/mig-user-guide/#device-enumeration
     """
     if visible is None:
-        return list(gpus)
+        whole = [gpu.whole for gpu in gpus if not gpu.is_partitioned]
+        return whole or _renumbered([instance for gpu in gpus for instance in gpu.instances][:1])
     chosen: list[Gpu] = []
     for entry in (part.strip() for part in visible.split(",")):
-        if entry.isdigit():
-            match = [gpu for gpu in gpus if gpu.index == int(entry)]
-        else:
-            match = [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
-        if len(match) != 1 or any(gpu.uuid == match[0].uuid for gpu in chosen):
+        match = _named(gpus, entry)
+        if match is None or any(gpu.uuid == match.uuid for gpu in chosen):
             break
-        chosen.append(match[0])
-    return [replace(gpu, index=position) for position, gpu in enumerate(chosen)]
+        chosen.append(match)
+    instances = {instance.uuid for gpu in gpus for instance in gpu.instances}
+    return _renumbered([gpu for gpu in chosen if gpu.uuid in instances][:1] or chosen)
+
+
+def _named(gpus: Sequence[DriverGpu], entry: str) -> Gpu | None:
+    """The device that an entry names; None for none, and for the beginning of more than one UUID."""
+    if entry.startswith("MIG-"):
+        found = [each for gpu in gpus for each in gpu.instances if each.uuid.startswith(entry)]
+        return found[0] if len(found) == 1 else None
+    if entry.isascii() and entry.isdigit():
+        named = [gpu for gpu in gpus if gpu.whole.index == int(entry)]
+    else:
+        named = [gpu for gpu in gpus if entry and gpu.whole.uuid.startswith(entry)]
+    if len(named) != 1:
+        return None
+    (gpu,) = named
+    return next(iter(gpu.instances), None) if gpu.is_partitioned else gpu.whole
+
+
+def _renumbered(gpus: Sequence[Gpu]) -> list[Gpu]:
+    return [replace(gpu, index=position) for position, gpu in enumerate(gpus)]
 
 
 def memory_limits(root: Path) -> list[tuple[int, int]]:
