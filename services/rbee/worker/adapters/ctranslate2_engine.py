@@ -12,7 +12,13 @@ import gevent
 from rbee.core.errors import InferenceFailed, MemoryExhausted, RbeeError
 from rbee.models.model_file import ModelFile, damaged, read_model_file
 from rbee.worker.adapters.ctranslate2_run import CTranslate2Run
-from rbee.worker.adapters.engine_memory import MB, available_bytes, gpu_used_bytes, is_out_of_memory
+from rbee.worker.adapters.engine_memory import (
+    MB,
+    available_bytes,
+    gpu_used_bytes,
+    is_out_of_memory,
+    load_unwinder,
+)
 from rbee.worker.adapters.file_position import position_in
 from rbee.worker.adapters.turns import GaveUp, Turns
 from rbee.worker.native import NativeThreads, Pending
@@ -89,6 +95,7 @@ class CTranslate2Engine:
 
         if self._device == "cuda":
             import pynvml  # noqa: F401 (see above)
+        load_unwinder()
         self._loading = loading = self._native.begin(self._build)
         return loading
 

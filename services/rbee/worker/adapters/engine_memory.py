@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
+
 import psutil
 
 MB = 1 << 20
 _RAN_OUT = ("out of memory", "bad_alloc", "failed to allocate", "alloc_failed", "cannot allocate memory")
+
+
+_UNWINDER: list[ctypes.CDLL] = []
+
+
+def load_unwinder() -> None:
+    """Load what the C library needs to end a thread, while there is memory for it.
+
+    It looks for this library only when the first thread is unwound; when that is because memory ran out, it
+    cannot load it and aborts the process ("libgcc_s.so.1 must be installed for unwinding to work").
+    """
+    if sys.platform == "linux" and not _UNWINDER:
+        with contextlib.suppress(OSError):
+            _UNWINDER.append(ctypes.CDLL("libgcc_s.so.1"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
