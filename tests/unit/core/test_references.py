@@ -119,6 +119,67 @@ def test_any_text_is_either_refused_or_a_fixed_point_without_parent_segments(tex
     assert len(str(ref)) <= 512
 
 
+NAME_START = "abcXYZ019_"
+NAME = st.builds(str.__add__, st.sampled_from(NAME_START), st.text(NAME_START + ".-", max_size=12))
+FILE = st.text(NAME_START + ".-=+", max_size=12).map(lambda stem: f"{stem}a.gguf")
+SEGMENT = st.text(NAME_START + ".-=+", min_size=1, max_size=8).filter(lambda text: text not in (".", ".."))
+
+
+def _joined(*parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.tuples(*parts).map("".join)
+
+
+WELL_FORMED = st.one_of(
+    st.tuples(st.just(Provider.HF), _joined(NAME, st.just("/"), NAME), st.just("")),
+    st.tuples(st.just(Provider.HF), _joined(NAME, st.just("/"), NAME), st.sampled_from(["Q4_K_M", "q8_0"])),
+    st.tuples(
+        st.just(Provider.HF),
+        _joined(NAME, st.just("/"), NAME),
+        _joined(st.lists(SEGMENT, max_size=2).map(lambda parts: "".join(f"{p}/" for p in parts)), FILE),
+    ),
+    st.tuples(
+        st.just(Provider.FILE), st.lists(SEGMENT, min_size=1).map(lambda p: "/" + "/".join(p)), st.just("")
+    ),
+    st.tuples(st.just(Provider.PYPI), st.sampled_from(["a==1", "a-b.c==1.0+x"]), FILE),
+)
+
+
+@given(WELL_FORMED)
+def test_what_is_written_from_well_formed_parts_is_read_as_these_parts(
+    parts: tuple[Provider, str, str],
+) -> None:
+    ref = ModelRef(*parts)
+    assert parse_model_ref(str(ref)) == ref
+
+
+@given(
+    WELL_FORMED,
+    st.integers(0, 60),
+    st.sampled_from(["", "/", "..", "/../", ":", "\0", "\n", "%2e", "~", "$", " ", "\ud800"]),
+)
+def test_a_damaged_reference_is_refused_or_stays_what_it_says(
+    parts: tuple[Provider, str, str], position: int, insertion: str
+) -> None:
+    text = str(ModelRef(*parts))
+    damaged = text[:position] + insertion + text[position + 1 :]
+    try:
+        ref = parse_model_ref(damaged)
+    except InvalidModelRef as error:
+        assert error.details["got"] == damaged  # noqa: PT017 (both outcomes are right)
+        return
+    assert str(ref) in (damaged, damaged.replace("///", "/", 1))
+    assert ".." not in str(ref).partition(":")[2].split("/")
+    assert str(ref).isprintable()
+    assert set("\0\n ~$%").isdisjoint(str(ref))
+
+
+@given(st.one_of(st.none(), st.integers(), st.binary(), st.lists(st.text()), st.text(min_size=400)))
+def test_what_is_no_reference_at_all_is_refused_in_few_words(value: object) -> None:
+    with pytest.raises(InvalidModelRef) as refused:
+        parse_model_ref(value)  # type: ignore[arg-type]
+    assert len(refused.value.details["got"]) <= 512
+
+
 def test_the_command_line_can_parse_references_without_heavy_imports(tmp_path: Path) -> None:
     script = (
         "import sys, rbee.core.references\n"
