@@ -129,6 +129,7 @@ class _Start:
         from rbee.hive.adapters.worker_process import ChildWorkerLauncher
         from rbee.hive.devices import Devices
         from rbee.hive.metrics import HiveMetrics
+        from rbee.hive.model_fits import ModelFits
         from rbee.hive.models import ModelStore
         from rbee.hive.routes.workers import READY_PATH
         from rbee.hive.service import Hive, HiveFacts, HivePorts
@@ -166,6 +167,7 @@ class _Start:
                 settings.models_dir,
                 settings.catalog_db,
                 metrics,
+                ModelFits(settings).of,
             ),
             notify=(
                 HttpQueenNotice(settings.pool.queen_url, lambda: keys.key, correlation_id, log)

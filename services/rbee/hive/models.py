@@ -14,6 +14,7 @@ from rbee.core.logs import get_logger
 from rbee.core.references import ModelRef, Provider
 from rbee.hive.downloads import Download, Downloads, download_of_present
 from rbee.hive.local_models import LocalModel, ModelFormat
+from rbee.hive.model_fits import FitMb
 from rbee.hive.model_ports import ModelObserver, Provisioner
 from rbee.hive.shared_work import OnEvent, SharedWork, WireEvent
 from rbee.hive.threads import in_thread
@@ -31,6 +32,7 @@ class ModelStore:
         provisioner: does what takes long.
         models_dir: where fetched and converted models lie.
         catalog_db: the catalog's database; opened when it is first needed, since its library loads slowly.
+        fit_of: the memory a worker of a model file or folder takes; may read headers.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class ModelStore:
         models_dir: Path,
         catalog_db: Path,
         observer: ModelObserver,
+        fit_of: Callable[[Path], FitMb | None] = lambda _path: None,
     ) -> None:
         self._provisioner = provisioner
         self._models_dir = models_dir
         self._catalog_db = catalog_db
         self._observer = observer
+        self._fit_of = fit_of
         self._opening = RLock()
         self._opened: Catalog | None = None
         self._downloads = Downloads()
@@ -149,14 +153,17 @@ class ModelStore:
         log.info("model_removed", message=f"removed {ref}", model_ref=str(ref))
 
     def records(self) -> list[dict[str, Any]]:
-        """The catalog as the API shows it, with what each GGUF's header says."""
+        """The catalog as the API shows it, with what each GGUF's header says and ``fit_mb``."""
         rows = self._catalog().list()
 
         def described() -> list[dict[str, Any]]:
             from rbee.models.catalog import catalog_record
             from rbee.models.gguf_summaries import summary_of
 
-            return [catalog_record(row, summary_of(row.local_path)) for row in rows]
+            return [
+                catalog_record(row, summary_of(row.local_path)) | {"fit_mb": self._fit_of(row.local_path)}
+                for row in rows
+            ]
 
         return in_thread(described)
 

@@ -1,4 +1,4 @@
-"""GGUF summaries for listings, read once per file and kept until the file changes."""
+"""What GGUF headers say, for listings: read once per file and kept until the file changes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rbee.core.errors import ModelIncompatible
 from rbee.models.gguf_file import GgufSummary, read_gguf
+from rbee.models.memory_fit import ModelShape
+from rbee.models.model_shape import shape_of_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -17,19 +19,33 @@ def summary_of(path: Path) -> GgufSummary | None:
 
     The first call for a file parses its header, which takes up to half a second: not for an event loop.
     """
+    return _described(path)[0]
+
+
+def shape_of(path: Path) -> ModelShape | None:
+    """What decides the memory of the GGUF at ``path``; None also for one that cannot be converted."""
+    return _described(path)[1]
+
+
+def _described(path: Path) -> tuple[GgufSummary | None, ModelShape | None]:
     try:
         status = path.stat()
     except OSError:
-        return None
+        return None, None
     if not path.is_file():
-        return None
-    return _summary(path, status.st_size, status.st_mtime_ns)
+        return None, None
+    return _read(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=512)
-def _summary(path: Path, _size: int, _mtime_ns: int) -> GgufSummary | None:
+def _read(path: Path, _size: int, _mtime_ns: int) -> tuple[GgufSummary | None, ModelShape | None]:
     try:
-        return read_gguf(path).summary()
+        gguf = read_gguf(path)
+        summary = gguf.summary()
     except ModelIncompatible as error:
         logger.warning("model has no readable header path=%s reason=%s", path, error.message)
-        return None
+        return None, None
+    try:
+        return summary, shape_of_gguf(gguf)
+    except ModelIncompatible:
+        return summary, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,9 @@ from rbee.queen.ports import Capabilities, WorkerRecord
 
 _PREFERENCE = (WorkerState.IDLE, WorkerState.LOADING, WorkerState.BUSY)
 _MIB = 1024 * 1024
+FitMb = Mapping[str, Mapping[str, int]]
+"""What a worker of a model takes, in MB by backend and resource, as its hive has calculated it."""
+
 _IDLE, _LOADING, _HAS_MODEL, _FITS, _BUSY = range(5)
 """Best first: a worker that can start at once, one that soon can, no download, a download, a queue."""
 _ADVANTAGES = {
@@ -24,12 +27,13 @@ _ADVANTAGES = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a task needs of a node; ``size_bytes`` of the model file is None while nobody knows it."""
+    """What a task needs of a node; the model's size and fit are None while nobody knows them."""
 
     model_ref: str
     backend: str | None = None
     device: int | None = None
     size_bytes: int | None = None
+    fit: FitMb | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class NodeView:
     capabilities: Capabilities | None = None
     model_sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of the models that the node has, by reference."""
+    model_fits: dict[str, FitMb] = field(default_factory=dict)
+    """Of those, the ones whose fit its hive could calculate; with that node's settings."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,11 @@ def choose_worker(
 def known_size(views: Iterable[NodeView], model_ref: str) -> int | None:
     """The size of the model file, if any node has it."""
     return next((v.model_sizes[model_ref] for v in views if model_ref in v.model_sizes), None)
+
+
+def known_fit(views: Iterable[NodeView], model_ref: str) -> FitMb | None:
+    """What a worker of the model takes, if any node can tell."""
+    return next((v.model_fits[model_ref] for v in views if model_ref in v.model_fits), None)
 
 
 def judge(view: NodeView, wanted: Wanted) -> Verdict:
@@ -174,11 +185,12 @@ def _judge_devices(view: NodeView, found: Capabilities, wanted: Wanted) -> Verdi
     device = wanted.device if wanted.device is not None else max(free, key=lambda i: (free[i], -i), default=0)
     label = f"{backend}:{device}"
     size = wanted.size_bytes
-    required = None if size is None else -(-size * 12 // (10 * _MIB))
+    needs = _needs(view, wanted, backend)
     resources = [("ram", found.ram_available_mb)]
     if backend != "cpu":
         resources.append(("vram", free.get(device, 0)))
     for resource, available in resources:
+        required = needs.get(resource)
         if required is not None and required > available:
             return Verdict(
                 name,
@@ -193,9 +205,20 @@ def _judge_devices(view: NodeView, found: Capabilities, wanted: Wanted) -> Verdi
     if not has_model and size is not None and size > found.disk_available_mb * _MIB:
         need = -(-size // _MIB)
         return Verdict(name, False, f"disk {need} MB required, {found.disk_available_mb} MB available")
-    available = resources[-1][1]
+    resource, available = resources[-1]
+    required = needs.get(resource)
     memory = f"{available} MB free"
     memory = f"{memory}, model size unknown" if required is None else f"{required} MB of {memory}"
     reason = f"fits on {label}, {memory}" + (", has the model" if has_model else "")
     rank = _HAS_MODEL if has_model else _FITS
     return Verdict(name, True, reason, rank, label, required, available)
+
+
+def _needs(view: NodeView, wanted: Wanted, backend: str) -> dict[str, int]:
+    """What a hive will ask for: 1.2 times the file's size, and what a worker really takes where one knows."""
+    if wanted.size_bytes is None:
+        return {}
+    by_size = -(-wanted.size_bytes * 12 // (10 * _MIB))
+    fit = view.model_fits.get(wanted.model_ref, wanted.fit) or {}
+    real = fit.get(backend, {})
+    return {resource: max(by_size, real.get(resource, 0)) for resource in ("ram", "vram")}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import gevent
 
@@ -11,7 +12,7 @@ from rbee.core.client import TransportFailure
 from rbee.core.errors import RbeeError
 from rbee.queen.fleet import Fleet
 from rbee.queen.greenlets import spawn
-from rbee.queen.placement import NodeView, Verdict, Wanted, choose_node, judge, known_size
+from rbee.queen.placement import NodeView, Verdict, Wanted, choose_node, judge, known_fit, known_size
 from rbee.queen.registry import Node
 from rbee.queen.survey import LIST_TIMEOUT_S
 
@@ -40,7 +41,8 @@ def place(fleet: Fleet, wanted: Wanted) -> tuple[Node, str | None]:
 
 
 def _judge_all(views: list[NodeView], wanted: Wanted) -> list[Verdict]:
-    wanted = replace(wanted, size_bytes=known_size(views, wanted.model_ref))
+    ref = wanted.model_ref
+    wanted = replace(wanted, size_bytes=known_size(views, ref), fit=known_fit(views, ref))
     return [judge(view, wanted) for view in views]
 
 
@@ -65,11 +67,24 @@ def _view(fleet: Fleet, node: Node) -> NodeView:
             found = fleet.launcher_for(node).detect(node)
             return NodeView(node.node_name, capabilities=found, model_sizes=dict(found.model_sizes))
         workers = hive.workers(LIST_TIMEOUT_S)
-        sizes = {str(m["model_ref"]): int(m["size_bytes"]) for m in hive.models()}
-        return NodeView(node.node_name, workers=workers, capabilities=hive.capabilities(), model_sizes=sizes)
+        models = hive.models()
+        return NodeView(
+            node.node_name,
+            workers=workers,
+            capabilities=hive.capabilities(),
+            model_sizes={str(model["model_ref"]): int(model["size_bytes"]) for model in models},
+            model_fits={str(m["model_ref"]): _fit(m["fit_mb"]) for m in models if m.get("fit_mb")},
+        )
     except RbeeError as error:
         return NodeView(node.node_name, problem=error.message)
     except TransportFailure as failure:
         return NodeView(node.node_name, problem=failure.reason)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return NodeView(node.node_name, problem="unreadable answer of its hive")
+
+
+def _fit(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    return {
+        str(backend): {str(resource): int(mb) for resource, mb in needs.items()}
+        for backend, needs in told.items()
+    }

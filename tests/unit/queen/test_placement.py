@@ -6,7 +6,15 @@ import pytest
 
 from rbee.core.errors import BackendUnavailable, MemoryExhausted, ServiceUnavailable
 from rbee.core.lifecycle import WorkerState
-from rbee.queen.placement import NodeView, Wanted, choose_node, judge, known_size, why_chosen
+from rbee.queen.placement import (
+    NodeView,
+    Wanted,
+    choose_node,
+    judge,
+    known_fit,
+    known_size,
+    why_chosen,
+)
 from rbee.queen.ports import Capabilities, WorkerRecord
 
 MODEL = "hf:ORG/REPO"
@@ -180,3 +188,35 @@ BIG = 64_000
 def test_the_choice_is_explained_by_what_sets_it_apart(views: list[NodeView], why: str) -> None:
     verdicts = [judge(view, WANTED) for view in views]
     assert why_chosen(choose_node(verdicts), verdicts) == why
+
+
+def with_fit(ram_mb: int, fit: dict[str, dict[str, int]], *vram_mb: int) -> NodeView:
+    """A node that has the model and tells what a worker of it takes."""
+    found = cuda(*vram_mb, ram_mb=ram_mb) if vram_mb else cpu(ram_mb)
+    sizes, fits = {MODEL: 5000 * MIB}, {MODEL: fit}
+    return NodeView("n", capabilities=found, model_sizes=sizes, model_fits=fits)
+
+
+def test_what_a_worker_really_takes_counts_where_a_hive_can_tell() -> None:
+    fit = {"cpu": {"ram": 9000}, "cuda": {"ram": 5500, "vram": 7000}}
+    refused = judge(with_fit(8999, fit), WANTED)
+    assert (refused.fits, refused.required_mb, refused.available_mb) == (False, 9000, 8999)
+    assert refused.reason == "RAM 9000 MB required, 8999 MB available"
+    assert judge(with_fit(9000, fit), WANTED).fits
+    assert judge(with_fit(6000, fit, 6999), WANTED).reason == "VRAM 7000 MB required, 6999 MB available"
+    assert judge(with_fit(6000, fit, 7000), WANTED).required_mb == 7000
+
+
+def test_the_first_check_of_the_hive_still_counts() -> None:
+    fit = {"cpu": {"ram": 10}}
+    assert judge(with_fit(5999, fit), WANTED).required_mb == 6000
+
+
+def test_a_nodes_own_fit_goes_before_that_of_another() -> None:
+    stocked = with_fit(100_000, {"cpu": {"ram": 9000}})
+    views = [NodeView("other", capabilities=cpu(8000)), stocked]
+    wanted = Wanted(MODEL, size_bytes=5000 * MIB, fit=known_fit(views, MODEL))
+    assert [judge(view, wanted).required_mb for view in views] == [9000, 9000]
+    small = with_fit(8000, {"cpu": {"ram": 7000}})
+    assert judge(small, wanted).required_mb == 7000
+    assert known_fit([NodeView("other")], MODEL) is None
