@@ -172,6 +172,20 @@ def test_a_model_that_does_not_fit_is_refused_in_numbers(start_hive: Start, mode
     assert hive.workers() == []
 
 
+def test_a_worker_that_does_not_fit_is_refused_with_the_terms_on_which_it_would(
+    start_hive: Start, model: str
+) -> None:
+    hardware, worker = {"ram_available_mb": 2}, {"max_parallel_requests": 64}
+    hive = start_hive(config={"hardware": hardware, "worker": worker})
+    refused = error_of(hive.call("POST", "/v1/workers/spawn", {"model_ref": model}))
+    assert refused["code"] == "VRAM_EXHAUSTED"
+    assert refused["details"]["required"] > refused["details"]["available"] == 2
+    assert refused["suggestion"].startswith("It fits with worker.max_parallel_requests = 1 (RAM ")
+    (listed,) = hive.call("GET", "/v1/models").json()["models"]
+    assert listed["fit_mb"]["cpu"]["ram"] == refused["details"]["required"]
+    assert hive.workers() == []
+
+
 def test_a_callback_follows_the_rules(hive: HiveNode, model: str) -> None:
     spawned = hive.idle_worker(model)
     body = {
