@@ -13,6 +13,7 @@ import pytest
 
 from support.daemons import wait_until
 from support.hives import HiveNode, ask_worker
+from support.tiny_ct2 import write_tiny_model
 
 Start = Callable[..., HiveNode]
 
@@ -173,8 +174,9 @@ def test_a_model_that_does_not_fit_is_refused_in_numbers(start_hive: Start, mode
 
 
 def test_a_worker_that_does_not_fit_is_refused_with_the_terms_on_which_it_would(
-    start_hive: Start, model: str
+    start_hive: Start, tmp_path: Path
 ) -> None:
+    model = f"file:{write_tiny_model(tmp_path / 'real')}"
     hardware, worker = {"ram_available_mb": 2}, {"max_parallel_requests": 64}
     hive = start_hive(config={"hardware": hardware, "worker": worker})
     refused = error_of(hive.call("POST", "/v1/workers/spawn", {"model_ref": model}))
