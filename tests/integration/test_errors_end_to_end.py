@@ -140,11 +140,16 @@ def test_a_file_that_is_no_usable_model_is_refused_by_what_is_wrong_with_it(
     wait_until(lambda: {p.pid for p in machine.workers()} == workers, 10, "no worker for a broken model")
 
 
-def test_a_model_folder_that_breaks_while_loading_ends_its_worker(machine: Machine, good: str) -> None:
-    folder = machine.files / "broken"
+@pytest.mark.parametrize("damage", ["cut short", "of a later version"])
+def test_a_broken_model_folder_leaves_no_worker(machine: Machine, good: str, damage: str) -> None:
+    """The first is seen before a worker starts, the second only by the engine in one."""
+    folder = machine.files / damage.replace(" ", "-")
     shutil.copytree(good.removeprefix("file:"), folder)
     with (folder / "model.bin").open("r+b") as file:
-        file.truncate((folder / "model.bin").stat().st_size // 2)
+        if damage == "cut short":
+            file.truncate((folder / "model.bin").stat().st_size // 2)
+        else:
+            file.write((99).to_bytes(4, "little"))
     before, workers = machine.daemons(), {p.pid for p in machine.workers()}
     run = machine.infer("--json", "--model", f"file:{folder}")
     assert run.code == 1

@@ -3,21 +3,21 @@
 What a worker takes is weights, the cache of keys and values, the engine's working memory while it reads a
 prompt, and the process itself. The engine's part was measured with CTranslate2 4.8 on the embedded model
 (SmolLM2-135M: 30 layers, 9 heads, 3 of keys and values, vocabulary 49,152), two threads, as the growth of
-resident memory over a loaded model. Megabytes measured, and in brackets what is calculated here:
+resident memory over a model that has made one token. Megabytes, and in brackets what is calculated here:
 
-=======  ======  ==========  ===========
-context  slots   float32     int8
-=======  ======  ==========  ===========
-512      1       106 (119)
-1,024    1       198 (222)   201 (222)
-2,048    1       461 (537)   454 (537)
-2,048    2       932 (1,073)
-2,048    4                   1,789 (2,146)
-=======  ======  ==========  ===========
+=======  ======  ===========  =============
+context  slots   float32      int8
+=======  ======  ===========  =============
+512      1       106 (110)
+1,024    1       198 (207)    201 (207)
+2,048    1       461 (510)    454 (510)
+2,048    2       932 (1,020)
+2,048    4                    1,789 (2,040)
+=======  ======  ===========  =============
 
-The process: 74 MB of private memory for a worker of a tiny model, 135 to 139 MB beside the weights of the
-embedded one, which has 49,152 tokens more. Nothing on CUDA was measured: ``_CUDA_CONTEXT`` and ``_CUDA_HOST``
-are what a context and its libraries take by the driver's own report on current devices, rounded up.
+The process: 74 MB of private memory for a worker of a tiny model (96), 135 to 139 MB beside the weights
+of the embedded one (157), which has 49,152 tokens more. Nothing was measured on CUDA: what is added for a
+context and its libraries, ``_CUDA_CONTEXT`` and ``_CUDA_HOST``, is an assumption.
 """
 
 from __future__ import annotations
