@@ -31,7 +31,7 @@ class ModelFits:
         amounts = {}
         for backend in (CPU, CUDA):
             shape, compute_type = self._shape(path, backend)
-            if shape is None:
+            if shape is None or compute_type not in shape.weights_bytes:
                 return None
             terms = Terms(compute_type, self._context_tokens, self._slots, backend)
             fit = compare(calculate_fit(shape, terms), self._room)

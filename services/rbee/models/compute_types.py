@@ -85,8 +85,9 @@ def estimate_converted_bytes(gguf: GgufFile, compute_type: str) -> int:
             total += matrix * tensor.parameters + scales
         else:
             total += other * tensor.parameters
-    header = gguf.size_bytes - sum(tensor.nbytes for tensor in gguf.tensors.values())
-    return total + 2 * max(0, header)
+    # What lies behind the last tensor, or between two, is nothing that a conversion writes.
+    header = min((tensor.entry.offset for tensor in gguf.tensors.values()), default=gguf.size_bytes)
+    return total + 2 * header
 
 
 def choose_compute_type(

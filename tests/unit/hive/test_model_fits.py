@@ -55,3 +55,9 @@ def test_a_model_that_is_gone_or_cannot_run_has_no_amounts(tmp_path: Path) -> No
     assert fits.of(tmp_path) is None
     odd = TinyModel(metadata={"attn_logit_softcapping": 50.0}).write(tmp_path / "odd.gguf")
     assert fits.of(odd) is None
+
+
+def test_a_compute_type_that_a_gguf_cannot_have_gives_no_amounts(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"worker": {"compute_type": "default"}})
+    assert ModelFits(settings).of(TinyModel().write(tmp_path / "m.gguf")) is None
+    assert ModelFits(settings).of(write_tiny_model(tmp_path / "folder")) is not None

@@ -159,6 +159,14 @@ def test_the_fit_of_a_header_is_at_least_the_folder_that_it_becomes(
     assert dimensions[0] == dimensions[1]
 
 
+def test_what_is_no_part_of_the_model_takes_no_memory(tmp_path: Path) -> None:
+    path = TinyModel().write(tmp_path / "tiny.gguf")
+    shape = shape_of_gguf(read_gguf(path))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + 2**32)
+    assert shape_of_gguf(read_gguf(path)) == shape
+
+
 def test_every_compute_type_has_its_weights(tmp_path: Path) -> None:
     path = TinyModel().write(tmp_path / "tiny.gguf")
     assert set(shape_of_gguf(read_gguf(path)).weights_bytes) == {str(kind) for kind in ComputeType}
