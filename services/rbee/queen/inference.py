@@ -32,10 +32,10 @@ from rbee.queen.greenlets import spawn
 from rbee.queen.known_workers import KnownWorkers, Served
 from rbee.queen.metrics import Metrics
 from rbee.queen.placement import Wanted
-from rbee.queen.ports import Events, WorkerApi
+from rbee.queen.ports import Events, HiveApi, WorkerApi
 from rbee.queen.readiness import WorkerFinder, WorkerLeft
 from rbee.queen.registry import Node
-from rbee.queen.relay import InferenceRelay, Send
+from rbee.queen.relay import HiveLost, InferenceRelay, Send
 from rbee.queen.retries import busy_line, busy_wait_s
 from rbee.queen.scheduling import place
 from rbee.queen.tasks import OpenTask, TaskCanceled
@@ -161,15 +161,21 @@ class _Run:
 
     def _run_through_hive(self) -> tuple[bytes, str | None]:
         node = self._place() if self._task.node is None else self._enter(self._task.node)
-        hive = self._fleet.reach(node, self._narrate, self._task.client_version)
+        hive = self._reach(node)
         try:
             return self._infer(node, self._finder.find(node, hive))
         except WorkerLeft as left:
             self._narrate("retry", f"{left}; looking for another worker")
+        except HiveLost as lost:
+            self._narrate("retry", f"{lost}; connecting once more")
+            hive = self._reach(node)
         try:
             return self._infer(node, self._finder.find(node, hive))
         except WorkerLeft as left:
             raise left.error from None
+
+    def _reach(self, node: Node) -> HiveApi:
+        return self._fleet.reach(node, self._narrate, self._task.client_version)
 
     @property
     def _version(self) -> str:

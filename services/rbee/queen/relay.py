@@ -41,13 +41,22 @@ class LoadingProgress:
     error: RbeeError | None = None
 
 
+class HiveLost(BadHiveResponse):
+    """The hive ended under a request to it; told as the bad answer that it is when nothing else helps."""
+
+
 @contextmanager
 def hive_answers(hive: HiveApi) -> Iterator[None]:
-    """A connection to the hive that breaks in the middle of a task ends it as a bad answer."""
+    """A connection to the hive that breaks in the middle of a task is a bad answer.
+
+    Raises:
+        HiveLost: its process has gone, as far as a connection tells. BadHiveResponse: anything else.
+    """
     try:
         yield
     except TransportFailure as failure:
-        raise BadHiveResponse(hive.host, failure.reason) from failure
+        kind = HiveLost if failure.kind in ("refused", "reset") else BadHiveResponse
+        raise kind(hive.host, failure.reason) from failure
 
 
 def relay_download(hive: HiveApi, events: Events, send: Send) -> str:

@@ -17,7 +17,7 @@ from support.daemons import wait_until
 from support.hives import HiveNode, ctranslate2_folder
 from support.processes import arguments, children, is_alive, with_variable
 from support.queens import TIMING, QueenUnderTest, start_queen
-from support.scripted import ScriptedHive, free_port, run_task
+from support.scripted import OpenTask, ScriptedHive, free_port, run_task, wait_for_request
 
 
 def hives_below(queen: QueenUnderTest) -> list[psutil.Process]:
@@ -111,6 +111,20 @@ def test_a_hive_that_was_killed_is_started_again_for_the_next_request(queen: Que
     wait_until(lambda: not is_alive(first.pid), 5)
     assert models(queen).json() == {"models": []}
     assert health(queen)["pid"] != first.pid
+
+
+def test_a_task_whose_hive_dies_before_its_worker_is_found_goes_on_with_a_new_one(
+    queen: QueenUnderTest, tmp_path: Path
+) -> None:
+    with ScriptedHive(tmp_path / "dying", port=queen.hive_port, list_delay_s=10) as dying:
+        task = OpenTask(queen.url, {"prompt": "x", "model": "file:/no/such.gguf"})
+        wait_for_request(dying, "/v1/workers/list", "GET")
+        dying.process.kill()
+        answer = task.read_to_end()
+    # The answer of a real hive.
+    assert answer.error["code"] == "MODEL_NOT_FOUND"
+    assert "connecting once more" in " ".join(answer.narrated("retry"))
+    assert health(queen)["owner"] == queen.identity
 
 
 def test_a_hive_that_is_shutting_down_is_waited_for_and_a_new_one_started(
