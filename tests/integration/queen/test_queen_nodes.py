@@ -22,7 +22,7 @@ import requests
 
 from support.daemons import wait_until
 from support.nodes import HOST, add, fields, has_ended, hive_of, models_of, node_environment, post
-from support.processes import with_state_below
+from support.processes import arguments, with_state_below
 from support.queens import TIMING, QueenUnderTest, start_queen
 from support.scripted import ScriptedHive, free_port, run_task
 from support.sshd import SshdMissing, SshNode, find_sshd, fingerprint, make_key
@@ -283,10 +283,11 @@ def test_a_hive_is_started_over_ssh_detached_owned_and_ended_with_the_queen(
         assert (health["owner"], health["pid"]) == (queen.identity, hive.pid)
         started = [c.command for c in node.commands if " daemon " in c.command]
         program = "/srv/nothing-installed-here/current/bin/rbee-hive"
-        options = f"daemon --port {body['hive_port']} --owner {queen.identity} --worker-host {HOST}"
+        options = f"--port {body['hive_port']} --owner {queen.identity} --worker-host {HOST}"
         assert len(started) == 1
         assert program in started[0]
         assert started[0].endswith(options)
+        assert " ".join(arguments(hive)).endswith(f"rbee-hive daemon {options}")
         # Its own session: nothing that ends the login ends it.
         assert os.getsid(hive.pid) == hive.pid
         assert hive.parent() is None or hive.parent().pid not in {queen.daemon.pid}
