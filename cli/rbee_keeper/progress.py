@@ -30,6 +30,10 @@ def progress_line(event: Mapping[str, Any], cells: int = CELLS) -> str | None:
     stage = event.get("stage")
     if stage == "downloading":
         return _download_line(event, cells)
+    if stage == "calibrating":
+        return _counted_line("Calibrating model...", event, "layers", "done", cells)
+    if stage == "measuring":
+        return _counted_line("Measuring quality...", event, "layers", "done", cells)
     if stage == "converting":
         return _counted_line("Converting model...", event, "tensors", "done", cells)
     if stage == "loading_to_vram":

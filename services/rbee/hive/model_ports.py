@@ -11,9 +11,9 @@ from rbee.hive.shared_work import OnEvent
 
 
 class Provisioner(Protocol):
-    """Fetches and converts outside of this process. Both methods block the calling greenlet until it is done.
+    """Works outside of this process. Each method but ``close`` blocks the calling greenlet until it is done.
 
-    Raises (both): the RbeeError that the work ended with; ServiceUnavailable after ``close``.
+    Raises (all of these): the RbeeError that the work ended with; ServiceUnavailable after ``close``.
     """
 
     def fetch(self, ref: ModelRef, on_event: OnEvent) -> Path:
@@ -21,6 +21,10 @@ class Provisioner(Protocol):
 
     def convert(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> Path:
         """Convert a GGUF to the engine's format; returns the folder."""
+
+    def measure_quality(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> None:
+        """Convert a GGUF if that is to be done, and compare the conversion with float32; the figures are the
+        event of the stage ``measured``."""
 
     def close(self) -> None:
         """End the work under way, and accept none any more."""

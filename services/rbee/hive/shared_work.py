@@ -21,6 +21,12 @@ log = get_logger("rbee-hive")
 MAX_PER_SECOND = 10
 SPACING_S = 0.1
 KEPT_EVENTS = 500
+# What the stages of progress count, with the names of their totals.
+_COUNTS = (
+    ("bytes_downloaded", "bytes_total"),
+    ("tensors_done", "tensors_total"),
+    ("layers_done", "layers_total"),
+)
 
 WireEvent = dict[str, Any]
 """``{"event": "progress" | "narration", "data": {…}}``."""
@@ -167,7 +173,7 @@ def _as_ours(error: Exception) -> RbeeError:
 
 def _is_last(data: dict[str, Any]) -> bool:
     """Whether the figures say that the work is complete."""
-    for done, total in (("bytes_downloaded", "bytes_total"), ("tensors_done", "tensors_total")):
+    for done, total in _COUNTS:
         if done in data:
             return bool(data.get(total)) and data[done] >= data[total]
     return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -39,14 +39,21 @@ class _TooMuch(jinja2.TemplateError):
 class ChatTemplate:
     """Turns a prompt into the text that the model was trained to answer."""
 
-    def __init__(self, source: str, special_texts: Mapping[str, str] | None = None) -> None:
-        """``special_texts`` are variables such as ``bos_token``. Raises ModelIncompatible for a template that
-        is too long or has a syntax error."""
+    def __init__(
+        self,
+        source: str,
+        special_texts: Mapping[str, str] | None = None,
+        *,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """``special_texts`` are variables such as ``bos_token``; ``now`` is the time that ``strftime_now``
+        shows. Raises ModelIncompatible for a template that is too long or has a syntax error."""
         if len(source) > MAX_SOURCE_CHARACTERS:
             raise _incompatible(f"it has more than {MAX_SOURCE_CHARACTERS} characters")
         self.source = source
         self._special_texts = dict(special_texts or {})
         self._environment = _Environment()
+        self._environment.globals["strftime_now"] = lambda format: now().strftime(format)
         try:
             tree = self._environment.parse(source)
             _guard(tree, self._environment)
@@ -159,7 +166,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         del self.filters["center"]
         self.filters["tojson"] = _tojson
         self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = _strftime_now
 
     def count_step(self) -> None:
         budget = _budget.get()
@@ -203,10 +209,6 @@ def _guard(tree: nodes.Template, environment: jinja2.Environment) -> None:
 
 def _raise_exception(message: str) -> NoReturn:
     raise _Refused(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
 
 
 def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:

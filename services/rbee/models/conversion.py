@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,18 +19,27 @@ from typing import Any
 import psutil
 
 from rbee.core.errors import MemoryExhausted, ModelIncompatible, ModelNotFound
+from rbee.models.activation_smoothing import smooth
 from rbee.models.compute_types import (
     ComputeType,
+    StoredType,
     choose_compute_type,
     estimate_converted_bytes,
     parse_compute_type,
 )
-from rbee.models.conversion_lock import OnProgress, exclusive_conversion, partial_folder
+from rbee.models.conversion_lock import (
+    ConversionProgress,
+    OnProgress,
+    exclusive_conversion,
+    partial_folder,
+)
 from rbee.models.converted_folders import DESCRIPTION, RECIPE, converted_folder
 from rbee.models.ct2_layout import Layout, lay_out
 from rbee.models.ct2_writer import write_model
 from rbee.models.gguf_file import GgufFile, read_gguf
+from rbee.models.sample_texts import SampleSet, digest_of, sample_ids
 from rbee.models.storage import CONVERTED_FOLDER, MIB, require_disk, sync_folder, write_error
+from rbee.models.text import load_text_model
 from rbee.models.vocabulary import Vocabulary, build_vocabulary
 
 __all__ = [
@@ -41,7 +51,15 @@ __all__ = [
     "sha256_of",
 ]
 
+logger = logging.getLogger(__name__)
+
 _HASH_BLOCK_BYTES = 4 * MIB
+# Enough of each text to see its outliers: a longer calibration changes factors by less than their rounding.
+_CALIBRATION_TOKENS_PER_TEXT = 112
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """For callers that do not show a calibration."""
 
 
 def convert(
@@ -51,12 +69,14 @@ def convert(
     *,
     sha256: str | None = None,
     on_progress: OnProgress,
+    on_calibrating: OnProgress = _ignore,
 ) -> Path:
     """Return the converted folder of ``source``, converting it first if there is none.
 
     ``sha256`` is the source's digest where it is known; else the file is hashed. ``on_progress`` gets
     (tensors done, tensors in all), first (0, n) and last (n, n), also when another process does the work,
-    and nothing when the folder is there already.
+    and nothing when the folder is there already. ``on_calibrating`` gets (layers done, layers in all) before
+    that, where the compute type quantises activations.
 
     Raises:
         ModelIncompatible: the file cannot be read, or not be converted exactly; names what is in the way.
@@ -72,10 +92,11 @@ def convert(
     folder, needed = models_dir / CONVERTED_FOLDER, estimate_converted_bytes(gguf, chosen.value)
     with _write_failures(folder, needed):
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_conversion(folder, _key(digest, chosen), on_progress) as report:
+        progress = ConversionProgress(on_progress, on_calibrating)
+        with exclusive_conversion(folder, _key(digest, chosen), progress) as report:
             ready = converted_folder(models_dir, digest, chosen.value)
             if ready is not None:
-                report(len(gguf.tensors), len(gguf.tensors))
+                report.converting(len(gguf.tensors), len(gguf.tensors))
                 return ready
             require_disk(folder, needed)
             return _convert(gguf, digest, chosen, folder, report)
@@ -119,7 +140,7 @@ def _write_failures(folder: Path, needed: int) -> Iterator[None]:
 
 
 def _convert(
-    gguf: GgufFile, digest: str, compute_type: ComputeType, folder: Path, report: OnProgress
+    gguf: GgufFile, digest: str, compute_type: ComputeType, folder: Path, report: ConversionProgress
 ) -> Path:
     layout, vocabulary = lay_out(gguf), build_vocabulary(gguf)
     if len(vocabulary.tokens) != layout.vocab_size:
@@ -130,12 +151,16 @@ def _convert(
         )
     target, partial = folder / _key(digest, compute_type), partial_folder(folder, _key(digest, compute_type))
     try:
-        write_model(partial / "model.bin", gguf, layout, compute_type, report)
         _write_json(partial / "config.json", _engine_config(layout, vocabulary), sort_keys=True)
         _write_json(partial / "vocabulary.json", vocabulary.tokens)
         vocabulary.write(partial)
         description = _description(gguf, digest, compute_type, layout, vocabulary)
-        description["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        _write_json(partial / DESCRIPTION, description)
+        if compute_type.matrix_type is StoredType.INT8:
+            layout, description["smoothing"] = _smoothed(gguf, layout, partial, report.calibrating)
+        write_model(partial / "model.bin", gguf, layout, compute_type, report.converting)
+        others = (path for path in sorted(partial.iterdir()) if path.name != DESCRIPTION)
+        description["files"] = {path.name: path.stat().st_size for path in others}
         _write_json(partial / DESCRIPTION, description)
         _sync_files(partial)
         _put_in_place(partial, target)
@@ -143,6 +168,24 @@ def _convert(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return target
+
+
+def _smoothed(
+    gguf: GgufFile, layout: Layout, folder: Path, on_calibrating: OnProgress
+) -> tuple[Layout, dict[str, Any] | None]:
+    """The layout smoothed for int8, and what to say of it; as it was where the texts give no token.
+
+    ``folder`` has the tokenizer already.
+    """
+    longest = min(_CALIBRATION_TOKENS_PER_TEXT, layout.settings.context_length)
+    samples = sample_ids(SampleSet.CALIBRATION, load_text_model(folder), longest)
+    texts = [ids for kind in samples.values() for ids in kind]
+    if not texts:
+        logger.warning("%s is not smoothed: its tokenizer knows none of the sample texts", gguf.path.name)
+        return layout, None
+    smoothing = smooth(gguf, layout, texts, on_calibrating)
+    calibration = {"sha256": digest_of(SampleSet.CALIBRATION), "tokens": sum(map(len, texts))}
+    return smoothing.layout, {**smoothing.description(), "calibration": calibration}
 
 
 def _engine_config(layout: Layout, vocabulary: Vocabulary) -> dict[str, Any]:

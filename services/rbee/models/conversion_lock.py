@@ -37,19 +37,32 @@ class ConversionOwner:
     since: str
     tensors_done: int = 0
     tensors_total: int = 0
+    layers_done: int = 0
+    layers_total: int = 0
+
+
+@dataclass(frozen=True)
+class ConversionProgress:
+    """Where the progress of a conversion goes: of its calibration in layers, then of its tensors."""
+
+    converting: OnProgress
+    calibrating: OnProgress
 
 
 @contextmanager
-def exclusive_conversion(folder: Path, key: str, on_progress: OnProgress) -> Iterator[OnProgress]:
-    """Hold the lock of ``key`` in ``folder``; yields the progress callback to use while converting.
+def exclusive_conversion(
+    folder: Path, key: str, progress: ConversionProgress
+) -> Iterator[ConversionProgress]:
+    """Hold the lock of ``key`` in ``folder``; yields the progress callbacks to use while converting.
 
-    While another process holds it, its progress goes to ``on_progress``. What ``on_progress`` sees never
+    While another process holds it, its progress goes to ``progress``. What each callback sees never
     goes backwards, even when the other process dies half-way and this one starts again. Left-overs of dead
     conversions are removed.
     """
     locks = folder / LOCKS_FOLDER
     locks.mkdir(parents=True, exist_ok=True)
-    note, forward = locks / f"{key}.json", _forward_only(on_progress)
+    note = locks / f"{key}.json"
+    forward = ConversionProgress(_forward_only(progress.converting), _forward_only(progress.calibrating))
     lock = _lock(locks, key)
     _acquire(lock, note, forward)
     try:
@@ -85,14 +98,16 @@ def _lock(locks: Path, key: str) -> FileLock:
     return FileLock(locks / f"{key}.lock", thread_local=False)
 
 
-def _acquire(lock: FileLock, note: Path, forward: OnProgress) -> None:
+def _acquire(lock: FileLock, note: Path, forward: ConversionProgress) -> None:
     while True:
         try:
             lock.acquire(timeout=_POLL_S, poll_interval=_POLL_S / 2)
         except Timeout:
             owner = _read(note)
+            if owner is not None and owner.layers_total:
+                forward.calibrating(owner.layers_done, owner.layers_total)
             if owner is not None and owner.tensors_total:
-                forward(owner.tensors_done, owner.tensors_total)
+                forward.converting(owner.tensors_done, owner.tensors_total)
         else:
             return
 
@@ -126,20 +141,28 @@ def _forward_only(on_progress: OnProgress) -> OnProgress:
     return report
 
 
-def _noting(note: Path, forward: OnProgress) -> OnProgress:
+def _noting(note: Path, forward: ConversionProgress) -> ConversionProgress:
     owner = ConversionOwner(os.getpid(), socket.gethostname(), utc_iso())
     _write(note, owner)
     noted_at = time.monotonic()
 
-    def report(done: int, total: int) -> None:
-        nonlocal noted_at
+    def keep(changed: ConversionOwner) -> None:
+        nonlocal owner, noted_at
+        owner = changed
         now = time.monotonic()
         if now - noted_at >= _NOTE_EVERY_S:
             noted_at = now
-            _write(note, replace(owner, tensors_done=done, tensors_total=total))
-        forward(done, total)
+            _write(note, owner)
 
-    return report
+    def converting(done: int, total: int) -> None:
+        keep(replace(owner, tensors_done=done, tensors_total=total))
+        forward.converting(done, total)
+
+    def calibrating(done: int, total: int) -> None:
+        keep(replace(owner, layers_done=done, layers_total=total))
+        forward.calibrating(done, total)
+
+    return ConversionProgress(converting, calibrating)
 
 
 def _write(note: Path, owner: ConversionOwner) -> None:

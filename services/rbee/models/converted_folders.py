@@ -9,7 +9,7 @@ from typing import Any
 from rbee.models.storage import CONVERTED_FOLDER
 
 # Raised whenever the converted files change for the same input; older folders are then converted again.
-RECIPE = 1
+RECIPE = 2
 DESCRIPTION = "rbee.json"
 
 

@@ -23,7 +23,7 @@ from rbee.models.weights import TensorTable, Weight
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerDecoderModelSpec
 
-_EMBEDDINGS, _PROJECTION = "decoder/embeddings/weight", "decoder/projection/weight"
+EMBEDDINGS, PROJECTION = "decoder/embeddings/weight", "decoder/projection/weight"
 _TOKENS, _OUTPUT = "token_embd.weight", "output.weight"
 
 Variable = Weight | npt.NDArray[np.generic]
@@ -44,6 +44,13 @@ class Layout:
     vocab_size: int
     # How many variables read each tensor; a tensor that became an attribute has none.
     uses: Counter[str]
+
+    def weight(self, name: str) -> Weight:
+        """A variable that is a weight, under its own name or that of an alias."""
+        found = self.variables[self.aliases.get(name, name)]
+        if not isinstance(found, Weight):
+            raise TypeError(f"{name} is a number and not a weight")
+        return found
 
 
 def lay_out(gguf: GgufFile) -> Layout:
@@ -74,12 +81,12 @@ def lay_out(gguf: GgufFile) -> Layout:
     spec.decoder.validate()  # the whole model but for the vocabulary, which is not written here
     variables = {name: _plain(value) for name, value in spec.variables().items()}
     if is_tied:
-        del variables[_PROJECTION]
+        del variables[PROJECTION]
     return Layout(
         spec_name=spec.name,
         spec_revision=spec.revision,
         variables=variables,
-        aliases={_PROJECTION: _EMBEDDINGS} if is_tied else {},
+        aliases={PROJECTION: EMBEDDINGS} if is_tied else {},
         config={**spec.config.to_dict(), "layer_norm_epsilon": settings.norm_epsilon},
         settings=settings,
         vocab_size=vocab_size,

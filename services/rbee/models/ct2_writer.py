@@ -197,7 +197,7 @@ class _Filler:
     def _fill_int8(self, slot: _Slot, weight: Weight) -> None:
         offset, scale_offset = slot.offset, self.slots[f"{slot.name}_scale"].offset
         for block in weight.blocks(self.gguf, BLOCK_BYTES):
-            quantised, scale = quantise_int8(block)
+            quantised, scale = quantise_int8(block, weight.int8_limit)
             self.put(quantised, offset)
             self.put(scale, scale_offset)
             offset += quantised.nbytes

@@ -1,7 +1,8 @@
-"""The provisioner: a child process of the hive that fetches or converts one model, reporting line by line.
+"""The provisioner: a child process of the hive that fetches, converts or measures one model, reporting line by line.
 
     python -m rbee.models.provisioner fetch --ref R --models-dir D --catalog-db DB [--attempts N …]
     python -m rbee.models.provisioner convert --ref R --path P --compute-type T --models-dir D --catalog-db DB
+    python -m rbee.models.provisioner quality --ref R --path P --compute-type T --models-dir D --catalog-db DB
 
 Standard output carries JSON lines only: progress, narration, and as the last one exactly one of
 ``{"stage":"complete","local_path"}`` (status 0) and ``{"stage":"error","error"}`` (status 1).
@@ -90,12 +91,22 @@ def _convert(arguments: argparse.Namespace, events: EventWriter) -> Path:
         arguments.compute_type,
         sha256=digest,
         on_progress=events.converting,
+        on_calibrating=events.calibrating,
     )
     events.narrate("model_convert", f"Converted {arguments.path.name} to {arguments.compute_type}")
     return folder
 
 
-_COMMANDS = {"fetch": _fetch, "convert": _convert}
+def _quality(arguments: argparse.Namespace, events: EventWriter) -> Path:
+    from rbee.models.quality import measure_quality
+
+    folder = _convert(arguments, events)
+    report = measure_quality(arguments.path, folder, events.measuring)
+    events.measured({"compute_type": arguments.compute_type, **report})
+    return folder
+
+
+_COMMANDS = {"fetch": _fetch, "convert": _convert, "quality": _quality}
 
 
 def _open_catalog(path: Path) -> Catalog:

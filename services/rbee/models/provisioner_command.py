@@ -44,6 +44,18 @@ def convert_argv(
     ]
 
 
+def quality_argv(
+    ref: ModelRef, path: Path, compute_type: str, *, models_dir: Path, catalog_db: Path
+) -> list[str]:
+    """A command that compares the conversion of the GGUF at ``path`` with float32."""
+    return [
+        *(sys.executable, "-m", MODULE, "quality"),
+        *_where(ref, models_dir, catalog_db),
+        *("--path", str(path)),
+        *("--compute-type", compute_type),
+    ]
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of either command; wrong usage ends the process with status 2."""
     parser = argparse.ArgumentParser(prog="python -m " + MODULE, description=__doc__)
@@ -55,7 +67,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     convert = commands.add_parser("convert", help="convert a GGUF for the engine")
     convert.add_argument("--path", type=Path, required=True)
     convert.add_argument("--compute-type", required=True)
-    for command in (fetch, convert):
+    quality = commands.add_parser("quality", help="compare a conversion with float32")
+    quality.add_argument("--path", type=Path, required=True)
+    quality.add_argument("--compute-type", required=True)
+    for command in (fetch, convert, quality):
         command.add_argument("--ref", type=_reference, required=True)
         command.add_argument("--models-dir", type=Path, required=True)
         command.add_argument("--catalog-db", type=Path, required=True)

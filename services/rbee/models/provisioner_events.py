@@ -61,6 +61,25 @@ class EventWriter:
             is_last=tensors_done == tensors_total,
         )
 
+    def calibrating(self, layers_done: int, layers_total: int) -> None:
+        """Progress of the calibration before a conversion, counted in layers."""
+        self._progress(
+            {"stage": "calibrating", "layers_done": layers_done, "layers_total": layers_total},
+            is_last=layers_done == layers_total,
+        )
+
+    def measuring(self, layers_done: int, layers_total: int) -> None:
+        """Progress of a comparison with float32, counted in layers."""
+        self._progress(
+            {"stage": "measuring", "layers_done": layers_done, "layers_total": layers_total},
+            is_last=layers_done == layers_total,
+        )
+
+    def measured(self, report: Mapping[str, Any]) -> None:
+        """The figures of a comparison with float32."""
+        self._flush()
+        self._write({"stage": "measured", **report})
+
     def narrate(self, action: str, human: str) -> None:
         if action != "retry" and len(human) > NARRATION_LIMIT:
             human = human[: NARRATION_LIMIT - 1] + "…"

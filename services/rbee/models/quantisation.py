@@ -19,11 +19,12 @@ class NotRepresentable(ValueError):
     """A weight is NaN or infinite, or too large for the target type."""
 
 
-def quantise_int8(block: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
-    """Quantise the rows of a block in place; returns the weights and one float32 scale per row."""
+def quantise_int8(block: Float32, limit: int = 127) -> tuple[npt.NDArray[np.int8], Float32]:
+    """Quantise the rows of a block in place; returns the weights, up to ``limit``, and one float32 scale per
+    row."""
     amax = largest(block, axis=1)
-    amax[amax == 0] = 127.0
-    scale = (np.float32(127.0) / np.maximum(amax, _SMALLEST_AMAX)).astype(np.float32)
+    amax[amax == 0] = limit
+    scale = (np.float32(limit) / np.maximum(amax, _SMALLEST_AMAX)).astype(np.float32)
     block *= scale[:, None]
     np.rint(block, out=block)
     return block.astype(np.int8), scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,27 +24,65 @@ class Part:
 
 @dataclass(frozen=True)
 class Weight:
-    """Rows of tensors, one below the other, times ``factor``; a vector if ``shape`` has one dimension."""
+    """Rows of tensors, one below the other, times ``factor``; a vector if ``shape`` has one dimension.
+
+    ``row_scale`` has a factor for every row (element, of a vector), ``column_scale`` one for every column.
+    """
 
     parts: tuple[Part, ...]
     shape: tuple[int, ...]
     factor: float = 1.0
+    row_scale: Float32 | None = field(default=None, compare=False)
+    column_scale: Float32 | None = field(default=None, compare=False)
+    # The largest magnitude of a row that is stored as int8.
+    int8_limit: int = 127
 
     @property
     def is_matrix(self) -> bool:
         return len(self.shape) == 2
 
+    def with_rows_scaled(self, scale: Float32) -> Weight:
+        """The same with every row (element, of a vector) multiplied by its factor in ``scale``."""
+        return replace(self, row_scale=scale if self.row_scale is None else self.row_scale * scale)
+
+    def with_columns_scaled(self, scale: Float32) -> Weight:
+        """The same matrix with every column multiplied by its factor in ``scale``."""
+        return replace(self, column_scale=scale if self.column_scale is None else self.column_scale * scale)
+
     def blocks(self, gguf: GgufFile, block_bytes: int) -> Iterator[Float32]:
         """The weights in order as fresh float32 arrays of whole rows, about ``block_bytes`` each."""
         columns = self.shape[1] if self.is_matrix else 1
         step = max(1, block_bytes // (4 * columns)) if self.is_matrix else self.shape[0]
+        row = 0
         for part in self.parts:
             for start in range(part.start, part.stop, step):
                 stop = min(part.stop, start + step)
                 block = self._rows(gguf, part.tensor, start, stop)
-                if self.factor != 1.0:
-                    block *= np.float32(self.factor)
+                self._scale(block, row)
                 yield block
+                row += stop - start
+
+    def row(self, gguf: GgufFile, index: int) -> Float32:
+        """One row of a matrix."""
+        first = 0
+        for part in self.parts:
+            start = part.start + index - first
+            if start < part.stop:
+                block = self._rows(gguf, part.tensor, start, start + 1)
+                self._scale(block, index)
+                return block[0]
+            first += part.stop - part.start
+        raise IndexError(index)
+
+    def _scale(self, block: Float32, row: int) -> None:
+        """Scale in place a block that begins with the row ``row`` of this weight."""
+        if self.factor != 1.0:
+            block *= np.float32(self.factor)
+        if self.column_scale is not None:
+            block *= self.column_scale
+        if self.row_scale is not None:
+            scale = self.row_scale[row : row + len(block)]
+            block *= scale[:, None] if self.is_matrix else scale
 
     def _rows(self, gguf: GgufFile, tensor: str | None, start: int, stop: int) -> Float32:
         if tensor is None:

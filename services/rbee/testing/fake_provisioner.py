@@ -23,6 +23,7 @@ class FakeProvisioner:
     def __init__(self, fetched: Callable[[ModelRef], Path], converted: Path | None = None) -> None:
         self.fetches: list[ModelRef] = []
         self.conversions: list[tuple[ModelRef, str]] = []
+        self.measurements: list[tuple[ModelRef, str]] = []
         self.events: list[WireEvent] = []
         self.error: RbeeError | None = None
         self.gate = Event()
@@ -40,6 +41,10 @@ class FakeProvisioner:
         self.conversions.append((ref, compute_type))
         self._work(on_event)
         return self._converted or local.path
+
+    def measure_quality(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> None:
+        self.measurements.append((ref, compute_type))
+        self._work(on_event)
 
     def close(self) -> None:
         self._is_closed = True

@@ -29,7 +29,7 @@ from rbee.hive.local_models import LocalModel
 from rbee.hive.preflight import required_mb
 from rbee.hive.shared_work import OnEvent
 from rbee.hive.threads import in_thread
-from rbee.models.provisioner_command import convert_argv, fetch_argv
+from rbee.models.provisioner_command import convert_argv, fetch_argv, quality_argv
 
 log = get_logger("model-provisioner")
 
@@ -78,6 +78,18 @@ class ProvisionerProcess:
                 raise _out_of_memory(local, compute_type, available_mb) from died
             raise InternalError(
                 f"The conversion {died.reason}", details={"exit_status": died.status}
+            ) from died
+
+    def measure_quality(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> None:
+        available_mb = self._probe.ram_available_mb()
+        argv = quality_argv(ref, local.path, compute_type, **self._where())
+        try:
+            self._run(argv, ref, on_event)
+        except _NoResult as died:
+            if died.was_killed:
+                raise _out_of_memory(local, compute_type, available_mb) from died
+            raise InternalError(
+                f"The comparison {died.reason}", details={"exit_status": died.status}
             ) from died
 
     def close(self) -> None:
