@@ -15,6 +15,7 @@ from rbee_keeper.results import (
     Inference,
     Message,
     ModelList,
+    ModelQuality,
     NodeDetails,
     NodeDrained,
     NodeList,
@@ -164,6 +165,26 @@ def _model_row(model: Record) -> list[Any]:
 @text_lines.register
 def _pulled_model(result: PulledModel) -> list[str]:
     return [result.local_path]
+
+
+@text_lines.register
+def _model_quality(result: ModelQuality) -> list[str]:
+    figures = result.quality
+    whole = {**figures, "text": "all"}
+    rows = [
+        [
+            str(entry["text"]),
+            str(entry["positions"]),
+            f"{entry['perplexity']:.2f} ({entry['perplexity'] / entry['reference_perplexity'] - 1:+.1%})",
+            f"{entry['reference_perplexity']:.2f}",
+            f"{entry['kl_nats']:.4f}",
+            f"{entry['same_top']:.1%}",
+        ]
+        for entry in [*figures["texts"], whole]
+    ]
+    heading = f"{result.model} as {figures['compute_type']} against {figures['reference']}"
+    columns = ["TEXT", "TOKENS", "PERPLEXITY", "REFERENCE", "KL (NATS)", "SAME FIRST CHOICE"]
+    return [heading, *_table(columns, rows)]
 
 
 @text_lines.register

@@ -86,6 +86,14 @@ class PulledModel(Result):
 
 
 @dataclass(frozen=True)
+class ModelQuality(Result):
+    """How far a model as converted on its node is from float32."""
+
+    model: str
+    quality: Record
+
+
+@dataclass(frozen=True)
 class Plan(Result):
     """Where a task would go: the node, or None, why, and a verdict for every node."""
 

@@ -117,6 +117,17 @@ def test_a_converted_model_is_a_folder_that_the_engine_loads(case: Case) -> None
     assert any(event["event"] == "progress" for event in events)
 
 
+def test_a_measurement_tells_its_figures_as_the_last_event(case: Case) -> None:
+    path = case.provisioner.fetch(REF, lambda _event: None)
+    local = LocalModel(path, ModelFormat.GGUF, path.stat().st_size)
+    events: list[dict[str, Any]] = []
+    case.provisioner.measure_quality(local, REF, "int8", events.append)
+    assert len(events) > 1
+    assert events[-1]["event"] == "progress"
+    assert events[-1]["data"]["stage"] == "measured"
+    assert events[-1]["data"]["compute_type"] == "int8"
+
+
 def test_closing_ends_the_work_under_way_and_refuses_more(case: Case) -> None:
     case.hold()
     outcome: list[BaseException] = []

@@ -38,7 +38,7 @@ def test_peak_memory_stays_far_below_the_converted_model(
     )
     measured = json.loads(done.stdout)
     print(f"{compute_type}: peak {measured['peak'] / MIB:.0f} MB, model {measured['size'] / MIB:.0f} MB")
-    # The promise is 1.5 times the size plus 300 MB; what is held to here does not depend on the size at all.
+    # The promise is 1.5 times the size plus 300 MB; what is held to here is a layer or some blocks.
     assert measured["peak"] < 250 * MIB < 1.5 * measured["size"] + 300 * MIB
     assert measured["seen"][0] == [0, 272]
     assert measured["seen"][-1] == [272, 272]

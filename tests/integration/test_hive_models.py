@@ -121,6 +121,13 @@ def model_file(tmp_path_factory: pytest.TempPathFactory, embedded_gguf: Path) ->
     return path
 
 
+def measured(node: Node, ref: str) -> list[dict[str, Any]]:
+    """All events of a comparison with float32."""
+    body = {"model_ref": ref}
+    with node.client.stream("POST", "/v1/models/quality", body=body, read_timeout_s=60) as stream:
+        return [_shown(event.name, event) for event in stream]
+
+
 def of_stage(events: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
     return [event for event in events if event.get("stage") == stage]
 
@@ -316,3 +323,32 @@ def test_capabilities_tell_this_machine(node: Node) -> None:
     assert 0 < told["ram_available_mb"] <= told["ram_total_mb"]
     assert told["disk_available_mb"] > 0
     assert len(told["vram"]) == told["devices"].get("cuda", 0)
+
+
+def test_the_quality_of_a_conversion_is_measured_on_the_node(node: Node, tmp_path: Path) -> None:
+    source = TinyModel(layers=3, width=256, inner=512, head_dim=64, spread=0.1).write(tmp_path / "tiny.gguf")
+    ref = f"file:{source}"
+    node.download(ref)
+    events = measured(node, ref)
+    (figures,) = of_stage(events, "measured")
+    assert figures["compute_type"] == "int8"
+    assert 0 < figures["kl_nats"] < 0.1
+    assert 0.5 < figures["same_top"] <= 1
+    assert figures["positions"] == sum(text["positions"] for text in figures["texts"])
+    assert figures["perplexity"] == pytest.approx(figures["reference_perplexity"], rel=0.2)
+    assert of_stage(events, "calibrating")[-1] == {
+        "stage": "calibrating",
+        "layers_done": 3,
+        "layers_total": 3,
+    }
+    assert of_stage(events, "measuring")[-1]["layers_done"] == 3
+    assert events[-2:] == [{"stage": "complete"}, {}]
+    again = measured(node, ref)
+    assert of_stage(again, "measured") == [figures]
+    assert not of_stage(again, "converting"), "what is converted is not converted again"
+
+
+def test_a_model_that_is_not_here_has_no_quality(node: Node) -> None:
+    events = measured(node, "hf:org/nothing-here")
+    assert events[-2]["stage"] == "error"
+    assert events[-2]["error"]["code"] == "MODEL_NOT_FOUND"

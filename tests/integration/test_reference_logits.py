@@ -13,9 +13,10 @@ from pathlib import Path
 
 import gguf
 import pytest
-from bench.quality import Logprobs, divergence, passage, token_logprobs
+from bench.quality import passage
 
 from rbee.models.gguf_file import read_gguf
+from rbee.models.quality import Logprobs, divergence, token_logprobs
 from rbee.models.text import load_text_model
 from support.gguf_factory import add_metadata
 from support.llama_cpp import reference
@@ -92,13 +93,9 @@ def dequantised(source: Path, target: Path) -> Path:
     return target
 
 
-def test_int8_weights_cost_what_is_known_and_no_more(embedded_converted: Callable[[str], Path]) -> None:
-    """Plain int8 loses on a small model (it quantises activations too), which is why ``auto`` avoids it."""
+def test_float16_weights_cost_next_to_nothing(embedded_converted: Callable[[str], Path]) -> None:
     ids = load_text_model(embedded_converted("float32")).encode_prompt(passage("story"), raw=True)
     exact = our_logprobs(embedded_converted("float32"), ids)
-    int8 = divergence(exact, our_logprobs(embedded_converted("int8"), ids), ids)
     float16 = divergence(exact, our_logprobs(embedded_converted("float16"), ids), ids)
-    print(f"int8 {int8}\nfloat16 {float16}")
+    print(float16)
     assert float16.kl_nats < 1e-4
-    assert int8.kl_nats < 0.2
-    assert int8.same_top > 0.75

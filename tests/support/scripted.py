@@ -117,11 +117,15 @@ class TaskAnswer:
 
 
 def run_task(
-    queen_url: str, body: dict[str, Any], headers: dict[str, str] | None = None, timeout_s: float = 30
+    queen_url: str,
+    body: dict[str, Any],
+    headers: dict[str, str] | None = None,
+    timeout_s: float = 30,
+    path: str = "/v2/tasks",
 ) -> TaskAnswer:
-    """Post a task and read its stream to the end."""
+    """Post a task, or what else is answered by a stream, and read that to the end."""
     with requests.post(
-        f"{queen_url}/v2/tasks", json=body, headers=headers, stream=True, timeout=timeout_s
+        f"{queen_url}{path}", json=body, headers=headers, stream=True, timeout=timeout_s
     ) as answer:
         reader = EventReader()
         events = [e for chunk in answer.iter_content(None) for e in reader.feed(chunk)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.lock import RLock
 
-from rbee.core.errors import ModelInUse, ModelNotFound, RbeeError, ServiceUnavailable
+from rbee.core.errors import ModelIncompatible, ModelInUse, ModelNotFound, RbeeError, ServiceUnavailable
 from rbee.core.logs import get_logger
 from rbee.core.references import ModelRef, Provider
 from rbee.hive.downloads import Download, Downloads, download_of_present
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rbee.models.catalog import Catalog, CatalogRow
 
 log = get_logger("rbee-hive")
+
+ChooseType = Callable[[LocalModel], str]
+"""Gives the compute type in which this node would run a model."""
 
 
 class ModelStore:
@@ -52,6 +55,7 @@ class ModelStore:
         self._opened: Catalog | None = None
         self._downloads = Downloads()
         self._conversions: dict[tuple[Path, str], SharedWork[Path]] = {}
+        self._measurements: dict[tuple[Path, str], SharedWork[None]] = {}
         self._is_closed = False
 
     def warm_up(self) -> None:
@@ -129,6 +133,36 @@ class ModelStore:
             work.start(lambda tell: self._convert(local, ref, compute_type, tell), over)
         return work.follow(on_event)
 
+    def measure_quality(self, ref: ModelRef, compute_type: ChooseType, on_event: OnEvent) -> None:
+        """Block until a conversion has been compared with float32, converting first if need be; requests for
+        the same comparison share one. The figures are the progress event of the stage ``measured``.
+
+        Raises:
+            ModelNotFound: the catalog does not have it.
+            ModelIncompatible: it is no GGUF, so that there is no float32 to compare with.
+            RbeeError: the comparison failed.
+        """
+        local = self.find(ref)
+        if local is None:
+            raise ModelNotFound(str(ref), "it is not in the catalog of this node")
+        if local.format is ModelFormat.CTRANSLATE2:
+            raise ModelIncompatible(
+                "The model was converted elsewhere; there is no GGUF to compare it with",
+                details={"format": str(local.format)},
+                suggestion="Measure a model that was fetched as GGUF",
+            )
+        self._refuse_when_closed()
+        key = (local.path, compute_type(local))
+        work = self._measurements.get(key)
+        if work is None:
+            work = self._measurements[key] = SharedWork()
+
+            def over() -> None:
+                del self._measurements[key]
+
+            work.start(lambda tell: self._provisioner.measure_quality(local, ref, key[1], tell), over)
+        work.follow(on_event)
+
     def touch(self, ref: ModelRef) -> None:
         """Note that the model is being used now."""
         self._catalog().touch(ref)
@@ -147,7 +181,7 @@ class ModelStore:
         if row is None:
             raise ModelNotFound(str(ref), "it is not in the catalog of this node")
         workers = in_use(ref)
-        if workers or any(path == row.local_path for path, _ in self._conversions):
+        if workers or any(path == row.local_path for path, _ in [*self._conversions, *self._measurements]):
             raise ModelInUse(str(ref), workers)
         in_thread(lambda: remove_model(self._models_dir, catalog, ref))
         log.info("model_removed", message=f"removed {ref}", model_ref=str(ref))

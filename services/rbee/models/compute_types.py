@@ -10,9 +10,9 @@ from rbee.core.errors import BackendUnavailable, InvalidRequest
 if TYPE_CHECKING:
     from rbee.models.gguf_file import GgufFile
 
-# Models with less than this in float32 stay in it on a CPU: they fit into its caches, so that int8 is not faster
-# (random models of 0.5, 12 and 55 MB, one stream: 0.5, 2 and 1.6 times the tokens per second), and there is no
-# memory to save.
+# Models with less than this in float32 stay in it on a CPU: they fit into its caches, so that int8 is not
+# faster (random models of 0.5, 12 and 55 MB at one stream: 0.5, 2 and 1.6 times the tokens per second), and
+# there is hardly any memory to save.
 FLOAT32_LIMIT_BYTES = 8 * 2**20
 # What a loaded model takes, against its size on disk (weights, activations and the cache of keys and values).
 MEMORY_FACTOR = 1.2
@@ -103,7 +103,8 @@ def choose_compute_type(
 
     ``gguf_or_size`` is the model, or the size in bytes of its weights in float32. ``auto`` is float32 on a
     CPU while the float32 weights stay under 8 MB and fit into the available memory, else int8, whose smoothed
-    weights keep the quality; on CUDA it is int8_float16. Raises InvalidRequest, naming the setting, for a value the device does not support.
+    weights keep the quality; on CUDA it is int8_float16. Raises InvalidRequest, naming the setting, for a
+    value the device does not support.
     """
     if setting == AUTO:
         if backend == "cuda":

@@ -1,4 +1,4 @@
-"""The provisioner: a child process of the hive that fetches, converts or measures one model, reporting line by line.
+"""The provisioner: a child process of the hive that fetches, converts or measures one model, line by line.
 
     python -m rbee.models.provisioner fetch --ref R --models-dir D --catalog-db DB [--attempts N …]
     python -m rbee.models.provisioner convert --ref R --path P --compute-type T --models-dir D --catalog-db DB
@@ -76,23 +76,8 @@ def _fetch(arguments: argparse.Namespace, events: EventWriter) -> Path:
 
 
 def _convert(arguments: argparse.Namespace, events: EventWriter) -> Path:
-    from rbee.models.conversion import convert, sha256_of
-
-    catalog = _open_catalog(arguments.catalog_db)
-    row = catalog.find(arguments.ref)
     events.narrate("model_convert", f"Converting {arguments.path.name} to {arguments.compute_type}")
-    digest = row.digest if row is not None and row.local_path == arguments.path else None
-    if digest is None:
-        digest = sha256_of(arguments.path, lambda _done, _total: None)
-        catalog.set_digest(arguments.ref, digest)
-    folder = convert(
-        arguments.path,
-        arguments.models_dir,
-        arguments.compute_type,
-        sha256=digest,
-        on_progress=events.converting,
-        on_calibrating=events.calibrating,
-    )
+    folder = _converted(arguments, events)
     events.narrate("model_convert", f"Converted {arguments.path.name} to {arguments.compute_type}")
     return folder
 
@@ -100,10 +85,32 @@ def _convert(arguments: argparse.Namespace, events: EventWriter) -> Path:
 def _quality(arguments: argparse.Namespace, events: EventWriter) -> Path:
     from rbee.models.quality import measure_quality
 
-    folder = _convert(arguments, events)
+    folder = _converted(arguments, events)
+    events.narrate(
+        "model_quality", f"Comparing {arguments.path.name} as {arguments.compute_type} with float32"
+    )
     report = measure_quality(arguments.path, folder, events.measuring)
     events.measured({"compute_type": arguments.compute_type, **report})
     return folder
+
+
+def _converted(arguments: argparse.Namespace, events: EventWriter) -> Path:
+    from rbee.models.conversion import convert, sha256_of
+
+    catalog = _open_catalog(arguments.catalog_db)
+    row = catalog.find(arguments.ref)
+    digest = row.digest if row is not None and row.local_path == arguments.path else None
+    if digest is None:
+        digest = sha256_of(arguments.path, lambda _done, _total: None)
+        catalog.set_digest(arguments.ref, digest)
+    return convert(
+        arguments.path,
+        arguments.models_dir,
+        arguments.compute_type,
+        sha256=digest,
+        on_progress=events.converting,
+        on_calibrating=events.calibrating,
+    )
 
 
 _COMMANDS = {"fetch": _fetch, "convert": _convert, "quality": _quality}

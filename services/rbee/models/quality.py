@@ -30,8 +30,8 @@ REFERENCE = "float32"
 class Divergence:
     """How far one model's predictions are from another's over the positions of a text.
 
-    ``kl_nats`` is the mean KL(reference || other) per position, ``same_top`` the share of positions where both
-    prefer the same token. Perplexities are over the tokens that follow each other.
+    ``kl_nats`` is the mean KL(reference || other) per position, ``same_top`` the share of positions where
+    both prefer the same token. Perplexities are over the tokens that follow each other.
     """
 
     positions: int
@@ -55,9 +55,7 @@ def token_logprobs(folder: Path, ids: list[int], threads: int = 0) -> Logprobs:
     return next(_engine_logprobs(folder, [ids], threads))
 
 
-def measure_quality(
-    source: Path, folder: Path, on_progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+def measure_quality(source: Path, folder: Path, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Compare the conversion in ``folder`` with its GGUF ``source``; returns the figures in all and by text.
 
     ``on_progress`` gets (layers done, layers in all) of the float32 pass, which takes nearly all of the time.

@@ -6,7 +6,7 @@ network and attention over values that pass unchanged, five places are: behind t
 by queries, keys and values; by gate and up), behind the attention (produced by the rows of the values),
 behind the gated product (produced by the rows of "up"; those of "gate" pass through the activation and are
 left alone) and behind the last norm (read by the output projection). Queries and keys are never divided,
-since norms and rotations stand between, nor is what the second norms of some architectures add to the residual.
+since norms and rotations stand between, nor is what the second norms of some architectures add.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from rbee.queen.routes import (
     nodes,
     orchestrator,
     plan,
+    quality,
     registry,
     tasks,
     workers,
@@ -80,7 +81,7 @@ def create_app(queen: Queen) -> flask.Flask:
         invalid_per_second=queen.settings.limits.invalid_per_second,
         on_error=queen.metrics.count_error,
     )
-    for routes in (health, registry, nodes, plan, tasks, workers, models, logs, orchestrator):
+    for routes in (health, registry, nodes, plan, tasks, workers, models, quality, logs, orchestrator):
         app.register_blueprint(routes.blueprint(queen))
     if queen.keepers is not None:
         app.register_blueprint(keepers.blueprint(queen, queen.keepers))

@@ -118,6 +118,9 @@ class HiveApi(Protocol):
 
     def remove_model(self, model_ref: str) -> None: ...
 
+    def measure_quality(self, model_ref: str) -> Events:
+        """Progress of a comparison of a model's conversion with float32, and its figures."""
+
     def logs(self, follow: bool, lines: int, worker_id: str | None) -> Events: ...
 
     def renew_lease(self, owner: str, ttl_s: float) -> None: ...

@@ -80,6 +80,33 @@ def relay_download(hive: HiveApi, events: Events, send: Send) -> str:
     raise BadHiveResponse(hive.host, "the download's stream ended without an outcome")
 
 
+def relay_quality(hive: HiveApi, events: Events, send: Send) -> dict[str, Any]:
+    """Pass the progress of a comparison with float32 on until its end; returns the figures.
+
+    Raises:
+        the error the hive reports; BadHiveResponse when the stream ends without an outcome.
+    """
+    figures: dict[str, Any] | None = None
+    for event in events:
+        if event.is_done_marker:
+            break
+        if event.name:
+            send(event.raw)
+            continue
+        data = _data_of(event, hive)
+        if "error" in data:
+            raise error_from_fields(data["error"])
+        if data.get("stage") == "measured":
+            figures = {name: value for name, value in data.items() if name != "stage"}
+        elif data.get("stage") == "complete":
+            break
+        else:
+            send(encode_event(data, "progress"))
+    if figures is None:
+        raise BadHiveResponse(hive.host, "the comparison's stream ended without an outcome")
+    return figures
+
+
 def relay_startup(hive: HiveApi, events: Events, send: Send) -> None:
     """Pass the start-up of a worker on until its HTTP is up.
 

@@ -23,7 +23,7 @@ class FakeProvisioner:
     def __init__(self, fetched: Callable[[ModelRef], Path], converted: Path | None = None) -> None:
         self.fetches: list[ModelRef] = []
         self.conversions: list[tuple[ModelRef, str]] = []
-        self.measurements: list[tuple[ModelRef, str]] = []
+        self.measurements: list[tuple[Path, ModelRef, str]] = []
         self.events: list[WireEvent] = []
         self.error: RbeeError | None = None
         self.gate = Event()
@@ -43,8 +43,9 @@ class FakeProvisioner:
         return self._converted or local.path
 
     def measure_quality(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> None:
-        self.measurements.append((ref, compute_type))
+        self.measurements.append((local.path, ref, compute_type))
         self._work(on_event)
+        on_event({"event": "progress", "data": {"stage": "measured", "compute_type": compute_type}})
 
     def close(self) -> None:
         self._is_closed = True

@@ -39,6 +39,8 @@ class Script:
     """Free memory of each CUDA device."""
     catalog: dict[str, int] = field(default_factory=dict)
     """Sizes in bytes of the models it has, by reference."""
+    quality: list[dict[str, Any]] = field(default_factory=list)
+    """Events of a comparison with float32."""
     models: list[str] = field(default_factory=list)
     """Models the worker is listed with before any spawn; at most one is used."""
     state: str = "idle"
@@ -184,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/v1/models":
             models = [{"model_ref": ref, "size_bytes": size} for ref, size in script.catalog.items()]
             self._json(200, {"models": models})
+        elif path == "/v1/models/quality":
+            self._events([*[(None, event) for event in script.quality], (None, DONE)])
         elif path == "/v1/capabilities":
             self._json(200, self._capabilities())
         elif path == "/v1/logs":

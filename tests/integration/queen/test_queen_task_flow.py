@@ -91,13 +91,16 @@ def test_a_cold_start_checks_downloads_spawns_loads_and_generates_in_this_order(
     ]
     converting = {"stage": "converting", "tensors_done": 1, "tensors_total": 2}
     startup = [["narration", {"actor": "rbee-hive", "action": "worker_spawn", "human": "Starting"}]]
-    peer = hive(downloads=downloads, startup=[*startup, ["progress", converting]])
+    calibrating = {"stage": "calibrating", "layers_done": 1, "layers_total": 2}
+    steps_of_startup = [["progress", calibrating], ["progress", converting]]
+    peer = hive(downloads=downloads, startup=[*startup, *steps_of_startup])
     answer = run_task(queen.url, {**TASK, "backend": "cpu", "device": 0})
     answer.assert_well_formed()
     assert answer.text.startswith(" bee0")
     stages = [p["stage"] for p in answer.named("progress")]
     assert [stage for stage, _ in itertools.groupby(stages)] == [
         "downloading",
+        "calibrating",
         "converting",
         "loading_to_vram",
     ]

@@ -43,6 +43,14 @@ def loading(done: int) -> dict[str, object]:
             {"stage": "converting", "tensors_done": 136, "tensors_total": 272},
             "Converting model... [██████████----------] 50% (136/272 tensors)",
         ),
+        (
+            {"stage": "calibrating", "layers_done": 15, "layers_total": 30},
+            "Calibrating model... [██████████----------] 50% (15/30 layers)",
+        ),
+        (
+            {"stage": "measuring", "layers_done": 3, "layers_total": 30},
+            "Measuring quality... [██------------------] 10% (3/30 layers)",
+        ),
         (loading(24), "Loading model to VRAM... [███████████████-----] 75% (24/32 layers)"),
         ({"stage": "polishing"}, None),
     ],

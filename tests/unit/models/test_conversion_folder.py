@@ -25,8 +25,9 @@ from rbee.models.conversion import (
     estimate_converted_bytes,
     sha256_of,
 )
-from rbee.models.conversion_lock import conversion_owner, exclusive_conversion
+from rbee.models.conversion_lock import ConversionProgress, conversion_owner, exclusive_conversion
 from rbee.models.gguf_file import read_gguf
+from rbee.models.sample_texts import SampleSet, digest_of
 from support.gguf_factory import TinyModel
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -246,11 +247,17 @@ def test_a_killed_conversion_gives_way_and_its_leftovers_go(source: Path, models
 
 
 def test_progress_never_goes_backwards_when_work_starts_again(tmp_path: Path) -> None:
-    seen: list[int] = []
-    with exclusive_conversion(tmp_path, "key", lambda done, _: seen.append(done)) as report:
+    seen: dict[str, list[int]] = {"layers": [], "tensors": []}
+    progress = ConversionProgress(
+        converting=lambda done, _: seen["tensors"].append(done),
+        calibrating=lambda done, _: seen["layers"].append(done),
+    )
+    with exclusive_conversion(tmp_path, "key", progress) as report:
+        for done in (0, 2, 1, 4):
+            report.calibrating(done, 4)
         for done in (0, 3, 5, 0, 2, 6):
-            report(done, 6)
-    assert seen == [0, 3, 5, 6]
+            report.converting(done, 6)
+    assert seen == {"layers": [0, 2, 4], "tensors": [0, 3, 5, 6]}
 
 
 def test_an_estimate_is_close_to_the_result_and_not_below_it(tmp_path: Path, models_dir: Path) -> None:
@@ -276,15 +283,15 @@ def test_hashing_reports_bytes_and_gives_the_sha256(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("backend", "float32_bytes", "available", "expected"),
     [
-        ("cpu", GIB // 2, 8 * GIB, "float32"),
-        ("cpu", GIB - 1, 8 * GIB, "float32"),
-        ("cpu", GIB, 8 * GIB, "int8"),
-        ("cpu", GIB // 2, GIB // 2, "int8"),
+        ("cpu", 2**23 - 1, 8 * GIB, "float32"),
+        ("cpu", 2**23, 8 * GIB, "int8"),
+        ("cpu", GIB // 2, 8 * GIB, "int8"),
+        ("cpu", 2**22, 2**22, "int8"),
         ("cuda", GIB // 2, 8 * GIB, "int8_float16"),
         ("cuda", 30 * GIB, 8 * GIB, "int8_float16"),
     ],
 )
-def test_auto_is_float32_on_a_cpu_while_small_and_fitting(
+def test_auto_is_float32_on_a_cpu_only_where_int8_is_not_faster(
     backend: str, float32_bytes: int, available: int, expected: str
 ) -> None:
     assert choose_compute_type("auto", backend, float32_bytes, available) == expected
@@ -306,3 +313,31 @@ def test_an_explicit_compute_type_must_be_supported_by_the_device() -> None:
 def test_an_unknown_compute_type_is_refused_before_the_file_is_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"worker\.compute_type"):
         convert(tmp_path / "none.gguf", tmp_path, "int4", on_progress=silent)
+
+
+def test_int8_is_smoothed_says_so_and_is_the_same_bytes_every_time(source: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    folders = [
+        convert(source, tmp_path / name, "int8", on_progress=silent, on_calibrating=lambda *p: seen.append(p))
+        for name in ("a", "b")
+    ]
+    first, second = (
+        {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} for folder in folders
+    )
+    assert first == second
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1] > 0
+    smoothing = json.loads(first["rbee.json"])["smoothing"]
+    assert smoothing["calibration"]["sha256"] == digest_of(SampleSet.CALIBRATION)
+    assert smoothing["calibration"]["tokens"] > 100
+    assert {"attention input", "projection input"} <= set(smoothing["exponents"])
+
+
+def test_what_does_not_quantise_activations_is_not_calibrated(source: Path, models_dir: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    for kind in ("float32", "float16", "int16"):
+        folder = convert(
+            source, models_dir, kind, on_progress=silent, on_calibrating=lambda *p: seen.append(p)
+        )
+        assert "smoothing" not in json.loads((folder / "rbee.json").read_text())
+    assert seen == []

@@ -142,10 +142,15 @@ def test_narration_is_cut_at_a_hundred_characters_but_retries_are_not(
 
 
 def test_conversion_progress_and_the_end_are_events_too(writer: EventWriter, stream: io.StringIO) -> None:
+    writer.calibrating(0, 30)
+    writer.calibrating(30, 30)
+    clock.now += 1
     writer.converting(1, 2)
     writer.converting(2, 2)
     writer.complete(Path("/models/ct2/x"))
     assert _events(stream) == [
+        {"stage": "calibrating", "layers_done": 0, "layers_total": 30},
+        {"stage": "calibrating", "layers_done": 30, "layers_total": 30},
         {"stage": "converting", "tensors_done": 1, "tensors_total": 2},
         {"stage": "converting", "tensors_done": 2, "tensors_total": 2},
         {"stage": "complete", "local_path": "/models/ct2/x"},

@@ -160,6 +160,10 @@ class HiveHttp:
         with self._readable():
             self._client.post("/v1/models/remove", {"model_ref": model_ref})
 
+    def measure_quality(self, model_ref: str) -> EventStream:
+        with self._readable():
+            return self._client.stream("POST", "/v1/models/quality", body={"model_ref": model_ref})
+
     def logs(self, follow: bool, lines: int, worker_id: str | None) -> EventStream:
         query: dict[str, Any] = {"follow": "true" if follow else "false", "lines": lines}
         if worker_id is not None:
