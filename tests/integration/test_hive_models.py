@@ -326,7 +326,7 @@ def test_capabilities_tell_this_machine(node: Node) -> None:
 
 
 def test_the_quality_of_a_conversion_is_measured_on_the_node(node: Node, tmp_path: Path) -> None:
-    source = TinyModel(layers=3, width=256, inner=512, head_dim=64, spread=0.1).write(tmp_path / "tiny.gguf")
+    source = TinyModel(layers=3, width=256, inner=1024, head_dim=64, spread=0.1).write(tmp_path / "tiny.gguf")
     ref = f"file:{source}"
     node.download(ref)
     events = measured(node, ref)

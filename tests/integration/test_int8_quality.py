@@ -16,7 +16,7 @@ from rbee.models.quality import divergence, measure_quality, token_logprobs
 from rbee.models.sample_texts import SampleSet, digest_of, sample_texts
 from rbee.models.text import load_text_model
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 KL_GOAL, PERPLEXITY_GOAL = 0.04, 1.03

@@ -141,7 +141,9 @@ def test_narration_is_cut_at_a_hundred_characters_but_retries_are_not(
     assert humans == ["x" * 99 + "…", "y" * 150]
 
 
-def test_conversion_progress_and_the_end_are_events_too(writer: EventWriter, stream: io.StringIO) -> None:
+def test_conversion_progress_and_the_end_are_events_too(
+    writer: EventWriter, stream: io.StringIO, clock: Clock
+) -> None:
     writer.calibrating(0, 30)
     writer.calibrating(30, 30)
     clock.now += 1
