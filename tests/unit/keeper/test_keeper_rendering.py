@@ -8,6 +8,7 @@ from rbee_keeper.rendering import show, text_lines
 from rbee_keeper.results import (
     Message,
     ModelList,
+    ModelQuality,
     NodeDetails,
     NodeList,
     Plan,
@@ -109,6 +110,25 @@ def test_empty_lists_say_so() -> None:
     assert shown(WorkerList([], []))[0] == "No workers registered\n"
     assert shown(WorkerHealth("ok", []))[0] == "No workers on this node\n"
     assert shown(ModelList([]))[0] == "No models in catalog\n"
+
+
+def test_quality_is_a_table_of_texts_with_the_whole_below() -> None:
+    figures = {"positions": 100, "kl_nats": 0.01234, "same_top": 0.945, "perplexity": 20.4}
+    figures["reference_perplexity"] = 20.0
+    quality = {
+        "compute_type": "int8",
+        "reference": "float32",
+        **figures,
+        "texts": [{"text": "prose", **figures}],
+    }
+    result = ModelQuality("hf:a/b", quality)
+    assert text_lines(result) == [
+        "hf:a/b as int8 against float32",
+        "TEXT   TOKENS  PERPLEXITY     REFERENCE  KL (NATS)  SAME FIRST CHOICE",
+        "prose  100     20.40 (+2.0%)  20.00      0.0123     94.5%",
+        "all    100     20.40 (+2.0%)  20.00      0.0123     94.5%",
+    ]
+    assert json.loads(shown(result, as_json=True)[0]) == {"model": "hf:a/b", "quality": quality}
 
 
 def test_models_are_listed_with_size_and_path() -> None:
