@@ -46,15 +46,21 @@ def test_the_error_of_the_stream_is_raised(tmp_path: Path) -> None:
     def script(stream: Stream) -> None:
         stream.error("MODEL_NOT_FOUND", "no such model", {"model_ref": "hf:a/b"})
 
-    with ScriptedQueen(streams={ROUTE: script}) as queen, session(queen, tmp_path) as (keeper, _):
-        with pytest.raises(ModelNotFound):
-            measure_quality(keeper, "hf:a/b", "localhost")
+    with (
+        ScriptedQueen(streams={ROUTE: script}) as queen,
+        session(queen, tmp_path) as (keeper, _),
+        pytest.raises(ModelNotFound),
+    ):
+        measure_quality(keeper, "hf:a/b", "localhost")
 
 
 def test_a_stream_without_figures_is_no_success(tmp_path: Path) -> None:
     def script(stream: Stream) -> None:
         stream.event({"done": True, "model": "hf:a/b"})
 
-    with ScriptedQueen(streams={ROUTE: script}) as queen, session(queen, tmp_path) as (keeper, _):
-        with pytest.raises(KeeperFailure):
-            measure_quality(keeper, "hf:a/b", "localhost")
+    with (
+        ScriptedQueen(streams={ROUTE: script}) as queen,
+        session(queen, tmp_path) as (keeper, _),
+        pytest.raises(KeeperFailure),
+    ):
+        measure_quality(keeper, "hf:a/b", "localhost")
