@@ -251,7 +251,7 @@ def gguf_of(tmp_path: Path, **changes: Any) -> LocalModel:
 
 
 def test_auto_takes_int8_where_only_that_fits(tmp_path: Path) -> None:
-    local = gguf_of(tmp_path, width=512, inner=2048, layers=4)
+    local = gguf_of(tmp_path, width=256, inner=1536, layers=1)
     placed = preflight(FakeDeviceProbe()).check_worker(local, None, None, Story())
     assert placed.compute_type == "float32"
     needed = placed.claim.ram_mb
