@@ -30,6 +30,8 @@ def progress_line(event: Mapping[str, Any], cells: int = CELLS) -> str | None:
     stage = event.get("stage")
     if stage == "downloading":
         return _download_line(event, cells)
+    if stage == "verifying":
+        return _verify_line(event, cells)
     if stage == "converting":
         return _counted_line("Converting model...", event, "tensors", "done", cells)
     if stage == "loading_to_vram":
@@ -43,6 +45,11 @@ def _download_line(event: Mapping[str, Any], cells: int) -> str:
     if total > 0:
         amount = f"{bar(done, total, cells)} ({amount} / {megabytes(total)})"
     return f"Downloading model... {amount} @ {_number(event, 'speed_mbps'):.1f} MB/s"
+
+
+def _verify_line(event: Mapping[str, Any], cells: int) -> str:
+    done, total = _number(event, "bytes_verified"), _number(event, "bytes_total")
+    return f"Verifying models... {bar(done, total, cells)} ({megabytes(done)} / {megabytes(total)})"
 
 
 def _counted_line(label: str, event: Mapping[str, Any], unit: str, verb: str, cells: int) -> str:
@@ -90,13 +97,12 @@ class ProgressDisplay:
         self._clock = clock
         self._stage: Any = None
         self._printed_at = float("-inf")
-        self._waiting: str | None = None
+        self._waiting: Mapping[str, Any] | None = None
         self._was_loading = False
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Take in one progress event."""
-        line = progress_line(event)
-        if line is None or self._quiet:
+        if progress_line(event) is None or self._quiet:
             return
         is_first = event.get("stage") != self._stage
         if is_first:
@@ -105,23 +111,24 @@ class ProgressDisplay:
             self._was_loading = self._was_loading or self._stage == "loading_to_vram"
         now = self._clock()
         if not is_first and now - self._printed_at < MIN_INTERVAL_S:
-            self._waiting = line
+            self._waiting = event
             return
         self._printed_at, self._waiting = now, None
-        if self._terminal.stderr_is_tty:
-            self._terminal.status(fitting_line(event, self._terminal.columns))
-        else:
-            self._terminal.note(line)
+        self._print(event)
 
     def settle(self) -> None:
         """Print the last event of the stage if it was held back, and leave the bar where it stands."""
         waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._print(waiting)
         if self._terminal.stderr_is_tty:
-            if waiting is not None:
-                self._terminal.status(waiting)
             self._terminal.keep_status()
-        elif waiting is not None:
-            self._terminal.note(waiting)
+
+    def _print(self, event: Mapping[str, Any]) -> None:
+        if self._terminal.stderr_is_tty:
+            self._terminal.status(fitting_line(event, self._terminal.columns))
+        else:
+            self._terminal.note(progress_line(event) or "")
 
     def model_is_ready(self) -> None:
         """Close the loading bar, if there was one, with ``Model ready!``."""

@@ -17,6 +17,7 @@ from rbee.core.references import parse_model_ref
 from rbee.models.catalog import Catalog, CatalogRow
 from rbee.models.fetching import fetch_model
 from rbee.models.providers.hub import HubProvider
+from rbee.models.storage import NOTE_SUFFIX
 from rbee.models.transfers import RetryPolicy, Transfer
 from support.file_sending import Fault
 from support.hub_server import Hub, Stated
@@ -86,7 +87,9 @@ class Client:
     def files(self) -> list[str]:
         found = (path for path in self.models_dir.rglob("*") if path.is_file())
         names = (str(path.relative_to(self.models_dir)) for path in found)
-        return sorted(name for name in names if not name.startswith(".locks/"))
+        return sorted(
+            name for name in names if not name.startswith(".locks/") and not name.endswith(NOTE_SUFFIX)
+        )
 
     def fill_cache(self) -> Path:
         """Download into the hub client's own cache, with that client."""

@@ -11,9 +11,9 @@ from rbee.hive.shared_work import OnEvent
 
 
 class Provisioner(Protocol):
-    """Fetches and converts outside of this process. Both methods block the calling greenlet until it is done.
+    """Fetches, converts and verifies outside of this process; each call blocks its greenlet until it is done.
 
-    Raises (both): the RbeeError that the work ended with; ServiceUnavailable after ``close``.
+    Raises (each): the RbeeError that the work ended with; ServiceUnavailable after ``close``.
     """
 
     def fetch(self, ref: ModelRef, on_event: OnEvent) -> Path:
@@ -21,6 +21,9 @@ class Provisioner(Protocol):
 
     def convert(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> Path:
         """Convert a GGUF to the engine's format; returns the folder."""
+
+    def verify(self, ref: ModelRef | None, on_event: OnEvent) -> None:
+        """Check one model of the catalog or all, telling of each; ModelDamaged at the end if one is."""
 
     def close(self) -> None:
         """End the work under way, and accept none any more."""

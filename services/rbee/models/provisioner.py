@@ -1,7 +1,8 @@
-"""The provisioner: a child process of the hive that fetches or converts one model, reporting line by line.
+"""The provisioner: a child process of the hive that fetches, converts or verifies, reporting line by line.
 
     python -m rbee.models.provisioner fetch --ref R --models-dir D --catalog-db DB [--attempts N …]
     python -m rbee.models.provisioner convert --ref R --path P --compute-type T --models-dir D --catalog-db DB
+    python -m rbee.models.provisioner verify [--ref R] --models-dir D --catalog-db DB
 
 Standard output carries JSON lines only: progress, narration, and as the last one exactly one of
 ``{"stage":"complete","local_path"}`` (status 0) and ``{"stage":"error","error"}`` (status 1).
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from rbee.core.errors import InternalError, RbeeError, ServiceUnavailable
+from rbee.core.errors import InternalError, ModelDamaged, ModelNotFound, RbeeError, ServiceUnavailable
 from rbee.core.processes import die_with_parent
 from rbee.models.provisioner_command import parse
 from rbee.models.provisioner_events import EventWriter
@@ -69,21 +70,22 @@ def _fetch(arguments: argparse.Namespace, events: EventWriter) -> Path:
         arguments.ref,
         provider_for(arguments.ref),
         arguments.models_dir,
-        lambda: _open_catalog(arguments.catalog_db),
+        lambda: _open_catalog(arguments),
         Transfer(policy, events),
     )
 
 
 def _convert(arguments: argparse.Namespace, events: EventWriter) -> Path:
-    from rbee.models.conversion import convert, sha256_of
+    from rbee.models.conversion import convert
+    from rbee.models.file_digests import digests_of
 
-    catalog = _open_catalog(arguments.catalog_db)
+    catalog = _open_catalog(arguments)
     row = catalog.find(arguments.ref)
     events.narrate("model_convert", f"Converting {arguments.path.name} to {arguments.compute_type}")
     digest = row.digest if row is not None and row.local_path == arguments.path else None
     if digest is None:
-        digest = sha256_of(arguments.path, lambda _done, _total: None)
-        catalog.set_digest(arguments.ref, digest)
+        digest, part_digests = digests_of(arguments.path)
+        catalog.set_digests(arguments.ref, digest, part_digests)
     folder = convert(
         arguments.path,
         arguments.models_dir,
@@ -95,13 +97,30 @@ def _convert(arguments: argparse.Namespace, events: EventWriter) -> Path:
     return folder
 
 
-_COMMANDS = {"fetch": _fetch, "convert": _convert}
+def _verify(arguments: argparse.Namespace, events: EventWriter) -> Path:
+    from rbee.models.verification import Verification
+
+    catalog = _open_catalog(arguments)
+    rows = [row for row in catalog.list() if arguments.ref in (None, row.ref)]
+    if arguments.ref is not None and not rows:
+        raise ModelNotFound(str(arguments.ref), "it is not in the catalog of this node")
+    verification = Verification(catalog, arguments.models_dir, events.verifying)
+    verdicts = verification.run(rows, lambda verdict: events.verified(verdict.record()))
+    damaged = [verdict for verdict in verdicts if not verdict.is_ok]
+    if damaged:
+        raise ModelDamaged(
+            [verdict.model_ref for verdict in damaged], len(verdicts), damaged[0].problems[0].suggestion
+        )
+    return Path(arguments.models_dir)
 
 
-def _open_catalog(path: Path) -> Catalog:
+_COMMANDS = {"fetch": _fetch, "convert": _convert, "verify": _verify}
+
+
+def _open_catalog(arguments: argparse.Namespace) -> Catalog:
     from rbee.models.catalog import Catalog
 
-    return Catalog(path)
+    return Catalog(arguments.catalog_db, arguments.models_dir)
 
 
 def _claim_stdout() -> TextIO:

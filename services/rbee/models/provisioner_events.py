@@ -61,6 +61,23 @@ class EventWriter:
             is_last=tensors_done == tensors_total,
         )
 
+    def verifying(self, model_ref: str, done: int, total: int) -> None:
+        """``done`` of ``total`` bytes, of all models to verify, have been read."""
+        self._progress(
+            {
+                "stage": "verifying",
+                "model_ref": model_ref,
+                "bytes_verified": done,
+                "bytes_total": total,
+            },
+            is_last=done == total,
+        )
+
+    def verified(self, verdict: Mapping[str, Any]) -> None:
+        """What was found out about one model."""
+        self._flush()
+        self._write({"stage": "verified", **verdict})
+
     def narrate(self, action: str, human: str) -> None:
         if action != "retry" and len(human) > NARRATION_LIMIT:
             human = human[: NARRATION_LIMIT - 1] + "…"

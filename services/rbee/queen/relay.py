@@ -80,6 +80,33 @@ def relay_download(hive: HiveApi, events: Events, send: Send) -> str:
     raise BadHiveResponse(hive.host, "the download's stream ended without an outcome")
 
 
+def relay_verification(hive: HiveApi, events: Events, send: Send) -> list[dict[str, Any]]:
+    """Pass the progress of a verification and each verdict on until the end; returns the verdicts.
+
+    Raises:
+        the error the hive reports, ModelDamaged among them; BadHiveResponse when the stream has no outcome.
+    """
+    verdicts: list[dict[str, Any]] = []
+    for event in events:
+        if event.is_done_marker:
+            break
+        if event.name:
+            send(event.raw)
+            continue
+        data = _data_of(event, hive)
+        if "error" in data:
+            raise error_from_fields(data["error"])
+        stage = data.pop("stage", None)
+        if stage == "complete":
+            return verdicts
+        if stage == "verified":
+            verdicts.append(data)
+            send(encode_event(data, "verdict"))
+        else:
+            send(encode_event({"stage": stage, **data}, "progress"))
+    raise BadHiveResponse(hive.host, "the verification's stream ended without an outcome")
+
+
 def relay_startup(hive: HiveApi, events: Events, send: Send) -> None:
     """Pass the start-up of a worker on until its HTTP is up.
 

@@ -23,6 +23,7 @@ class FakeProvisioner:
     def __init__(self, fetched: Callable[[ModelRef], Path], converted: Path | None = None) -> None:
         self.fetches: list[ModelRef] = []
         self.conversions: list[tuple[ModelRef, str]] = []
+        self.verifications: list[ModelRef | None] = []
         self.events: list[WireEvent] = []
         self.error: RbeeError | None = None
         self.gate = Event()
@@ -40,6 +41,10 @@ class FakeProvisioner:
         self.conversions.append((ref, compute_type))
         self._work(on_event)
         return self._converted or local.path
+
+    def verify(self, ref: ModelRef | None, on_event: OnEvent) -> None:
+        self.verifications.append(ref)
+        self._work(on_event)
 
     def close(self) -> None:
         self._is_closed = True
