@@ -34,8 +34,8 @@ def fetch_model(
 ) -> Path:
     """Make the model of ``ref`` present on this machine and in the catalog; returns where it lies.
 
-    ``open_catalog`` is called when there is something to look up or to record, because opening takes longer
-    than finding out that a model does not exist.
+    ``open_catalog`` is called when the model is known to exist, because opening takes longer than finding out
+    that it does not.
 
     Raises:
         RbeeError: whatever keeps the model from being here; nothing is recorded then.
@@ -48,8 +48,10 @@ def fetch_model(
             return path
     targets = [target_for(models_dir, ref, part.filename) for part in remote.files]
     with exclusive_transfer(models_dir, targets, remote.size_bytes, transfer.listener):
+        # Before the files, or a catalog that is new would take them for left from an earlier one.
+        catalog = open_catalog()
         files = _obtain(ref, provider, remote, targets, transfer)
-        _note(_record(open_catalog(), ref, files, remote.revision))
+        _note(_record(catalog, ref, files, remote.revision))
     return targets[0]
 
 

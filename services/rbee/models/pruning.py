@@ -73,6 +73,8 @@ class Pruning:
         self._catalog = catalog
         self._in_use = in_use
         self._dry_run = dry_run
+        self._gone: set[Path] = set()
+        """Conversions that went with their models, or would have."""
 
     def run(self, unused_since_unix: float | None = None) -> list[Pruned]:
         """Remove what may go, and the models not used since that time where one is given.
@@ -83,7 +85,7 @@ class Pruning:
         pruned = [] if unused_since_unix is None else self._models(staying, unused_since_unix)
         pruned += self._downloads()
         pruned += self._unfinished_conversions()
-        pruned += self._conversions(staying, {item.path for item in pruned})
+        pruned += self._conversions(staying)
         return pruned
 
     def _models(self, staying: list[CatalogRow], unused_since_unix: float) -> list[Pruned]:
@@ -96,6 +98,7 @@ class Pruning:
             freed = sum(bytes_of(path) for path in [*folders, *files])
             if self._remove_unused(row, folders):
                 staying.remove(row)
+                self._gone.update(folders)
                 pruned.append(Pruned(Kind.MODEL, row.local_path, freed, "not used for long", str(row.ref)))
         return pruned
 
@@ -147,11 +150,11 @@ class Pruning:
             self._delete(path)
         return pruned
 
-    def _conversions(self, staying: list[CatalogRow], pruned_before: set[Path]) -> list[Pruned]:
+    def _conversions(self, staying: list[CatalogRow]) -> list[Pruned]:
         pruned = []
         for found in conversions(self._models_dir):
             reason = _why_not_needed(found, staying)
-            if reason is None or found.path in pruned_before:
+            if reason is None or found.path in self._gone:
                 continue
             used = self._in_use()
             used_digests = {row.digest for row in staying if row.ref in used.refs}

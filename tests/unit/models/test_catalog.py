@@ -234,6 +234,7 @@ def test_the_api_record_adds_what_the_header_says_and_null_without_one(catalog: 
     bare = catalog_record(row, None)
     assert bare.keys() == record.keys()
     assert [key for key, value in bare.items() if value is None] == [
+        "revision",
         "last_used_unix",
         "architecture",
         "quantization",
