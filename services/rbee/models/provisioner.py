@@ -15,6 +15,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -37,7 +39,7 @@ class Stopped(BaseException):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    events = EventWriter(_claim_stdout())
+    events = EventWriter(_claim_stdout(), later=_later)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     logging.getLogger("rbee").setLevel(logging.INFO)
     _end_with_parent()
@@ -121,6 +123,12 @@ def _open_catalog(arguments: argparse.Namespace) -> Catalog:
     from rbee.models.catalog import Catalog
 
     return Catalog(arguments.catalog_db, arguments.models_dir)
+
+
+def _later(seconds: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
 
 
 def _claim_stdout() -> TextIO:
