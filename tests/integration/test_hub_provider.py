@@ -195,6 +195,40 @@ def test_a_busy_hub_is_asked_again_but_not_for_ever(client: Client, hub: Hub, st
     assert error.details == {"attempts": 3, "last_error": f"HTTP {status}"}
 
 
+@pytest.mark.parametrize("ref", ["hf:org/tiny", "hf:org/tiny/tiny.Q4_0.gguf"])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_whose_api_asks_for_patience_gets_it(client: Client, hub: Hub, ref: str, status: int) -> None:
+    hub.spoil(Fault("status", status=status, retry_after=1, times=1, server="hub"))
+    outcome = client.fetch(ref)
+    assert outcome.error is None
+    assert outcome.listener.retries == [
+        f"Error: HTTP {status}",
+        "Retrying download (attempt 2/3)... delay 1000ms",
+    ]
+
+
+@pytest.mark.parametrize("ref", ["hf:org/tiny", "hf:org/tiny/tiny.Q4_0.gguf"])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, "MODEL_ACCESS_DENIED"), (403, "MODEL_ACCESS_DENIED"), (404, "MODEL_NOT_FOUND")],
+)
+def test_a_refusal_of_the_api_without_a_reason_is_final_and_named(
+    client: Client, hub: Hub, ref: str, status: int, code: str
+) -> None:
+    hub.spoil(Fault("status", status=status, server="hub"))
+    outcome = client.fetch(ref)
+    assert outcome.error is not None
+    assert outcome.error.code == code
+    assert outcome.listener.retries == []
+
+
+def test_a_hub_that_stays_busy_is_given_up_with_its_status(client: Client, hub: Hub) -> None:
+    hub.spoil(Fault("status", status=503, server="hub"))
+    error = client.fetch("hf:org/tiny").error
+    assert error is not None
+    assert error.details == {"attempts": 3, "last_error": "HTTP 503"}
+
+
 def test_an_expired_link_of_the_content_server_is_renewed_and_no_refusal(client: Client, hub: Hub) -> None:
     hub.spoil(Fault("status", status=403, times=1))
     outcome = client.fetch("hf:org/tiny")
