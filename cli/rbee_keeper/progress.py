@@ -57,24 +57,52 @@ def _counted_line(label: str, event: Mapping[str, Any], unit: str, verb: str, ce
     return f"{label} {bar(done, total, cells)} ({done}/{total} {unit})"
 
 
-def fitting_line(event: Mapping[str, Any], columns: int) -> str:
+def fitting_line(event: Mapping[str, Any], columns: int, left_s: float | None = None) -> str:
     """The line with the time left, its bar shortened as far as a narrow terminal asks for."""
     line = ""
     for cells in range(CELLS, 0, -5):
-        line = (progress_line(event, cells) or "") + time_left(event)
+        line = (progress_line(event, cells) or "") + time_left(event, left_s)
         if len(line) < columns:
             break
     return line
 
 
-def time_left(event: Mapping[str, Any]) -> str:
-    """`` ETA m:ss`` of a download, empty where it cannot be told."""
-    speed = _number(event, "speed_mbps") * MIB
-    left = _number(event, "bytes_total") - _number(event, "bytes_downloaded")
-    if event.get("stage") != "downloading" or speed <= 0 or left <= 0:
+def time_left(event: Mapping[str, Any], left_s: float | None = None) -> str:
+    """`` ETA m:ss``, empty where it cannot be told: by a download's own speed, else ``left_s``."""
+    if event.get("stage") == "downloading":
+        speed = _number(event, "speed_mbps") * MIB
+        left = _number(event, "bytes_total") - _number(event, "bytes_downloaded")
+        left_s = left / speed if speed > 0 else None
+    if left_s is None or left_s <= 0:
         return ""
-    minutes, seconds = divmod(round(left / speed), 60)
+    minutes, seconds = divmod(round(left_s), 60)
     return f" ETA {minutes}:{seconds:02d}"
+
+
+_COUNTED = {
+    "converting": ("tensors_done", "tensors_total"),
+    "loading_to_vram": ("layers_loaded", "layers_total"),
+    "verifying": ("bytes_verified", "bytes_total"),
+}
+
+
+class _Pace:
+    """How long a stage without a speed of its own will still take, if it goes on as so far."""
+
+    def __init__(self, event: Mapping[str, Any], now: float) -> None:
+        self._began = now
+        self._first, _ = _counts(event)
+
+    def left_s(self, event: Mapping[str, Any], now: float) -> float | None:
+        done, total = _counts(event)
+        if done <= self._first or now <= self._began:
+            return None
+        return (now - self._began) * (total - done) / (done - self._first)
+
+
+def _counts(event: Mapping[str, Any]) -> tuple[float, float]:
+    done, total = _COUNTED.get(str(event.get("stage")), ("", ""))
+    return _number(event, done), _number(event, total)
 
 
 def _number(event: Mapping[str, Any], key: str) -> float:
@@ -99,6 +127,7 @@ class ProgressDisplay:
         self._printed_at = float("-inf")
         self._waiting: Mapping[str, Any] | None = None
         self._was_loading = False
+        self._pace = _Pace({}, 0.0)
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Take in one progress event."""
@@ -108,6 +137,7 @@ class ProgressDisplay:
         if is_first:
             self.settle()
             self._stage = event.get("stage")
+            self._pace = _Pace(event, self._clock())
             self._was_loading = self._was_loading or self._stage == "loading_to_vram"
         now = self._clock()
         if not is_first and now - self._printed_at < MIN_INTERVAL_S:
@@ -126,7 +156,8 @@ class ProgressDisplay:
 
     def _print(self, event: Mapping[str, Any]) -> None:
         if self._terminal.stderr_is_tty:
-            self._terminal.status(fitting_line(event, self._terminal.columns))
+            left_s = self._pace.left_s(event, self._clock())
+            self._terminal.status(fitting_line(event, self._terminal.columns, left_s))
         else:
             self._terminal.note(progress_line(event) or "")
 

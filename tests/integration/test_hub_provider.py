@@ -323,6 +323,16 @@ def test_endpoint_and_token_come_from_the_environment(child: Child, hub: Hub) ->
     assert len(hub.recorder.transfers()) == 1
 
 
+def test_the_cache_may_be_named_apart_from_its_home(child: Child, hub: Hub, tmp_path: Path) -> None:
+    cached = child.fill_cache()
+    apart = tmp_path / "elsewhere"
+    (Path(child.place.environment()["HF_HOME"]) / "hub").rename(apart)
+    final = child.fetch("hf:org/tiny", HF_HUB_CACHE=str(apart)).final
+    assert final["local_path"] == str(apart / cached.relative_to(cached.parents[3]))
+    assert hub.recorder.transfers() == []
+    assert child.place.files() == []
+
+
 @pytest.mark.parametrize("ref", ["hf:org/tiny", "hf:org/tiny/tiny.Q8_0.gguf"])
 def test_offline_a_cached_file_is_used_without_a_request(child: Child, hub: Hub, ref: str) -> None:
     cached = child.fill_cache()
