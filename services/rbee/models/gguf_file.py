@@ -63,6 +63,8 @@ class GgufFile:
     size_bytes: int
     metadata: Mapping[str, object]
     tensors: Mapping[str, GgufTensor]
+    header_bytes: int = 0
+    """What precedes the tensors in its files: metadata, most of it the vocabulary, and the tables."""
 
     @property
     def architecture(self) -> str:
@@ -150,7 +152,11 @@ def read_gguf(path: Path) -> GgufFile:
         entry.name: _tensor(entry, part) for part, header in headers for entry in header.tensors.values()
     }
     size = sum(header.size_bytes for _, header in headers)
-    return GgufFile(path, size, headers[0][1].metadata, tensors)
+    before_tensors = sum(
+        min((entry.offset for entry in header.tensors.values()), default=header.size_bytes)
+        for _, header in headers
+    )
+    return GgufFile(path, size, headers[0][1].metadata, tensors, before_tensors)
 
 
 def _tensor(entry: TensorEntry, path: Path) -> GgufTensor:

@@ -57,6 +57,8 @@ def test_all_parts_are_read_as_the_whole_file(first: Path, whole: Path) -> None:
     for name in one.tensors:
         assert (split.tensor_float32(name) == one.tensor_float32(name)).all(), name
     assert split.size_bytes == sum(part.stat().st_size for part in parts_of(first))
+    assert one.header_bytes == min(tensor.entry.offset for tensor in one.tensors.values())
+    assert one.header_bytes < split.header_bytes < 2 * one.header_bytes, "small headers of the further parts"
     assert split.summary() == one.summary() == summary_of(first)
 
 
