@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.measuring import Table, machine
 
-NAMES = ("startup", "relay", "decoding", "conversion", "quality")
+NAMES = ("startup", "relay", "decoding", "conversion", "quality", "download")
 RESULTS = Path(__file__).parent / "results"
 
 

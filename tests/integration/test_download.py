@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -21,8 +25,11 @@ from rbee.core.errors import (
     RbeeError,
     ServiceUnavailable,
 )
+from rbee.models import download as downloading
+from rbee.models import storage
 from rbee.models.download import Downloaded, RemoteFile, download
-from rbee.models.partial_file import observe
+from rbee.models.network_errors import retry_after_s
+from rbee.models.partial_file import PartialFile, observe
 from rbee.models.transfers import RetryPolicy, Transfer
 from support.file_sending import Fault, Handler, Servers, sha256_of
 from support.listeners import RecordingListener
@@ -212,10 +219,21 @@ def test_a_busy_server_is_asked_again(scene: Scene, status: int) -> None:
     assert scene.listener.retries[0] == f"Error: HTTP {status}"
 
 
-def test_retry_after_is_honoured(scene: Scene) -> None:
-    scene.spoil(Fault("status", status=503, retry_after=1, times=1))
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_honoured(scene: Scene, status: int) -> None:
+    scene.spoil(Fault("status", status=status, retry_after=1, times=1))
     scene.download()
     assert scene.listener.retries[1].endswith("delay 1000ms")
+    first, second = scene.servers.recorder.transfers()
+    assert second.at - first.at >= 1.0
+
+
+def test_retry_after_may_be_a_date() -> None:
+    assert retry_after_s({"Retry-After": "7"}) == 7.0
+    assert 50 < retry_after_s({"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
+    assert retry_after_s({"Retry-After": formatdate(time.time() - 60, usegmt=True)}) == 0.0
+    for text in ("", "soon", "-1", "1.5"):
+        assert retry_after_s({"Retry-After": text}) == 0.0
 
 
 def test_a_refusal_is_final_and_leaves_nothing(scene: Scene) -> None:
@@ -304,6 +322,50 @@ def test_too_little_disk_for_an_announced_size_is_refused_before_the_body(
     with pytest.raises(DiskFull):
         scene.download(size=None, sha256=None)
     assert scene.listener.progress == []
+
+
+def test_a_disk_that_fills_up_meanwhile_ends_the_transfer_and_keeps_its_bytes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.disk_usage(scene.target.parent)
+
+    def usage(_path: object) -> object:
+        taken_by_others = scene.partial.exists() and scene.partial.stat().st_size >= SIZE // 2
+        return real._replace(free=1000 if taken_by_others else real.free)
+
+    monkeypatch.setattr(storage.shutil, "disk_usage", usage)
+    monkeypatch.setattr(downloading, "_DISK_CHECK_EVERY", 1000)
+    scene.spoil(Fault("throttle", bytes_per_s=5_000_000))
+    with pytest.raises(DiskFull):
+        scene.download()
+    assert len(scene.ranges) == 1, "no attempt is repeated on a full disk"
+    kept = scene.partial.stat().st_size
+    assert SIZE // 2 <= kept < SIZE
+    monkeypatch.undo()
+    scene.spoil()
+    scene.download()
+    assert scene.target.read_bytes() == CONTENT
+    assert scene.ranges[1] == f"bytes={kept}-"
+
+
+def test_a_write_that_finds_the_disk_full_is_told_as_that(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = PartialFile.append
+
+    def until_full(partial: PartialFile, chunk: bytes) -> None:
+        if partial.offset + len(chunk) > SIZE // 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(partial, chunk)
+
+    monkeypatch.setattr(PartialFile, "append", until_full)
+    with pytest.raises(DiskFull) as caught:
+        scene.download()
+    assert caught.value.details["required"] >= 1
+    assert len(scene.ranges) == 1
+    monkeypatch.undo()
+    scene.download()
+    assert scene.target.read_bytes() == CONTENT
 
 
 def test_a_link_in_place_of_the_partial_file_is_not_followed(scene: Scene, tmp_path: Path) -> None:

@@ -99,6 +99,10 @@ class Node:
         return [p for p in self.daemon.descendants() if "rbee.models.provisioner" in arguments(p)]
 
 
+def _data(event: Any) -> dict[str, Any]:
+    return _shown(event.name, event)
+
+
 def _shown(name: str, event: Any) -> dict[str, Any]:
     if event.is_done_marker:
         return {}
@@ -191,7 +195,7 @@ def test_requests_for_one_model_share_one_transfer_that_outlives_its_readers(
     first = node.download(ref)["download_id"]
     path = "/v1/models/download/progress"
     with node.client.stream("GET", path, params={"id": first}) as stream:
-        next(iter(stream))
+        left_at = next(event for event in map(_data, stream) if event.get("bytes_downloaded"))
     assert node.download(ref)["download_id"] == first
     results: list[list[dict[str, Any]]] = []
     readers = [threading.Thread(target=lambda: results.append(node.follow(first))) for _ in range(3)]
@@ -200,6 +204,10 @@ def test_requests_for_one_model_share_one_transfer_that_outlives_its_readers(
     for reader in readers:
         reader.join(20)
     assert [events[-2]["stage"] for events in results] == ["complete"] * 3
+    for events in results:
+        done = [event["bytes_downloaded"] for event in of_stage(events, "downloading")]
+        assert done == sorted(done)
+        assert done[0] >= left_at["bytes_downloaded"], "who comes back sees the bytes so far first"
     assert len(transfers(hub, ref)) == 1
 
 
@@ -238,6 +246,35 @@ def test_a_hive_that_ends_takes_its_provisioner_along_and_the_next_one_goes_on(
     first, second = transfers(hub, ref)
     assert first.sent >= received
     assert (second.range, second.sent) == (f"bytes={received}-", FIVE_MB - received)
+
+
+def test_after_a_hive_was_killed_the_next_one_fetches_only_the_missing_bytes(
+    tmp_path: Path, hub: Hub, ref: str
+) -> None:
+    node = Node(tmp_path / "home", hub)
+    spoil(hub, ref, "hold", at=0.4, times=1)
+    kept = FIVE_MB * 2 // 5
+    with node:
+        node.download(ref)
+        wait_until(lambda: node.received() == kept, 20, "two fifths of the file")
+        killed = [psutil.Process(node.daemon.pid), *node.daemon.descendants()]
+        children = node.provisioners()
+        for process in killed:
+            if process not in children:
+                process.send_signal(signal.SIGKILL)
+        wait_until(lambda: not any(child.is_running() for child in children), 10, "the provisioner's end")
+    assert node.received() == kept
+    with node:
+        assert node.model(ref) == {}
+        events = node.follow(node.download(ref)["download_id"])
+        record = node.model(ref)
+    first, second = transfers(hub, ref)
+    assert (first.range, second.range) == (None, f"bytes={kept}-")
+    assert second.sent == FIVE_MB - kept, "the server's log: nothing was sent twice"
+    assert of_stage(events, "downloading")[0]["bytes_downloaded"] >= kept
+    assert events[-2] == {"stage": "complete", "local_path": record["local_path"]}
+    served = hub.root / ref.removeprefix("hf:") / "five.Q4_0.gguf"
+    assert Path(record["local_path"]).read_bytes() == served.read_bytes()
 
 
 def test_the_provisioner_of_a_hive_that_was_killed_ends(tmp_path: Path, hub: Hub, ref: str) -> None:

@@ -17,6 +17,7 @@ from rbee.core.references import parse_model_ref
 from rbee.models.catalog import Catalog, CatalogRow
 from rbee.models.fetching import fetch_model
 from rbee.models.providers.hub import HubProvider
+from rbee.models.storage import NOTE_SUFFIX
 from rbee.models.transfers import RetryPolicy, Transfer
 from support.file_sending import Fault
 from support.hub_server import Hub, Stated
@@ -86,7 +87,9 @@ class Client:
     def files(self) -> list[str]:
         found = (path for path in self.models_dir.rglob("*") if path.is_file())
         names = (str(path.relative_to(self.models_dir)) for path in found)
-        return sorted(name for name in names if not name.startswith(".locks/"))
+        return sorted(
+            name for name in names if not name.startswith(".locks/") and not name.endswith(NOTE_SUFFIX)
+        )
 
     def fill_cache(self) -> Path:
         """Download into the hub client's own cache, with that client."""
@@ -192,6 +195,40 @@ def test_a_busy_hub_is_asked_again_but_not_for_ever(client: Client, hub: Hub, st
     assert error.details == {"attempts": 3, "last_error": f"HTTP {status}"}
 
 
+@pytest.mark.parametrize("ref", ["hf:org/tiny", "hf:org/tiny/tiny.Q4_0.gguf"])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_whose_api_asks_for_patience_gets_it(client: Client, hub: Hub, ref: str, status: int) -> None:
+    hub.spoil(Fault("status", status=status, retry_after=1, times=1, server="hub"))
+    outcome = client.fetch(ref)
+    assert outcome.error is None
+    assert outcome.listener.retries == [
+        f"Error: HTTP {status}",
+        "Retrying download (attempt 2/3)... delay 1000ms",
+    ]
+
+
+@pytest.mark.parametrize("ref", ["hf:org/tiny", "hf:org/tiny/tiny.Q4_0.gguf"])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, "MODEL_ACCESS_DENIED"), (403, "MODEL_ACCESS_DENIED"), (404, "MODEL_NOT_FOUND")],
+)
+def test_a_refusal_of_the_api_without_a_reason_is_final_and_named(
+    client: Client, hub: Hub, ref: str, status: int, code: str
+) -> None:
+    hub.spoil(Fault("status", status=status, server="hub"))
+    outcome = client.fetch(ref)
+    assert outcome.error is not None
+    assert outcome.error.code == code
+    assert outcome.listener.retries == []
+
+
+def test_a_hub_that_stays_busy_is_given_up_with_its_status(client: Client, hub: Hub) -> None:
+    hub.spoil(Fault("status", status=503, server="hub"))
+    error = client.fetch("hf:org/tiny").error
+    assert error is not None
+    assert error.details == {"attempts": 3, "last_error": "HTTP 503"}
+
+
 def test_an_expired_link_of_the_content_server_is_renewed_and_no_refusal(client: Client, hub: Hub) -> None:
     hub.spoil(Fault("status", status=403, times=1))
     outcome = client.fetch("hf:org/tiny")
@@ -284,6 +321,16 @@ def test_endpoint_and_token_come_from_the_environment(child: Child, hub: Hub) ->
     assert denied["code"] == "MODEL_ACCESS_DENIED"
     assert child.fetch("hf:org/private:Q4_0", HF_TOKEN=TOKEN).final["stage"] == "complete"
     assert len(hub.recorder.transfers()) == 1
+
+
+def test_the_cache_may_be_named_apart_from_its_home(child: Child, hub: Hub, tmp_path: Path) -> None:
+    cached = child.fill_cache()
+    apart = tmp_path / "elsewhere"
+    (Path(child.place.environment()["HF_HOME"]) / "hub").rename(apart)
+    final = child.fetch("hf:org/tiny", HF_HUB_CACHE=str(apart)).final
+    assert final["local_path"] == str(apart / cached.relative_to(cached.parents[3]))
+    assert hub.recorder.transfers() == []
+    assert child.place.files() == []
 
 
 @pytest.mark.parametrize("ref", ["hf:org/tiny", "hf:org/tiny/tiny.Q8_0.gguf"])

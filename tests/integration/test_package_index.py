@@ -14,6 +14,7 @@ from rbee.core.references import DEFAULT_MODEL, parse_model_ref
 from rbee.models.catalog import Catalog
 from rbee.models.fetching import fetch_model
 from rbee.models.providers.package_index import PackageIndexProvider
+from rbee.models.storage import NOTE_SUFFIX
 from rbee.models.transfers import RetryPolicy, Transfer
 from support.file_sending import Fault
 from support.listeners import RecordingListener
@@ -41,7 +42,9 @@ class Client:
     def files(self) -> list[str]:
         found = (path for path in self.models_dir.rglob("*") if path.is_file())
         names = (str(path.relative_to(self.models_dir)) for path in found)
-        return sorted(name for name in names if not name.startswith(".locks/"))
+        return sorted(
+            name for name in names if not name.startswith(".locks/") and not name.endswith(NOTE_SUFFIX)
+        )
 
 
 @pytest.fixture

@@ -61,6 +61,8 @@ class Fault:
     """How many transfers go well before."""
     name: str = ""
     """Only files whose path ends so."""
+    server: str = "files"
+    """Whose answers it spoils: of the servers' labels, all but ``files`` know ``status`` only."""
     whole_only: bool = False
     """Only requests for the whole file, not for a range."""
 
@@ -94,12 +96,14 @@ class Recorder:
                 return [request for request in found if name in request.path]
             time.sleep(0.005)
 
-    def faults_for(self, name: str, *, is_range: bool) -> list[Fault]:
+    def faults_for(self, name: str, *, is_range: bool = False, server: str = "files") -> list[Fault]:
         """The faults of this transfer; counts it against their ``skip`` and ``times``."""
         with self._lock:
             due = []
             for fault in self.faults:
-                if not name.endswith(fault.name) or (is_range and fault.whole_only):
+                if fault.server != server or not name.endswith(fault.name):
+                    continue
+                if is_range and fault.whole_only:
                     continue
                 if fault.skip > 0:
                     fault.skip -= 1
@@ -159,6 +163,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self._write(body)
 
+    def refuse_by(self, fault: Fault) -> None:
+        """The answer of a fault of the kind ``status``."""
+        extra = {} if fault.retry_after is None else {"Retry_After": str(fault.retry_after)}
+        self.reply(fault.status, b"busy", **extra)
+
     def send_file(self, path: Path, etag: str) -> None:
         """The file, or the range asked for, spoiled by the faults that are due."""
         is_range = "Range" in self.headers
@@ -167,8 +176,7 @@ class Handler(BaseHTTPRequestHandler):
             faults = self.recorder.faults_for(str(path), is_range=is_range)
         by_kind: dict[str, Fault] = {fault.kind: fault for fault in faults}
         if (fault := by_kind.get("status")) is not None:
-            extra = {} if fault.retry_after is None else {"Retry_After": str(fault.retry_after)}
-            self.reply(fault.status, b"busy", **extra)
+            self.refuse_by(fault)
             return
         size = path.stat().st_size
         asked = None if "whole" in by_kind else self._range(size, etag)

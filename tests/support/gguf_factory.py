@@ -118,9 +118,12 @@ class TinyModel:
                 )
         return {name: value for name, value in {**found, **self.tensors}.items() if value is not None}
 
-    def write(self, path: Path) -> Path:
-        """Write the file; matrices in ``quantization``, vectors in float32."""
-        writer = gguf.GGUFWriter(path, self.architecture)
+    def write(self, path: Path, *, tensors_per_part: int = 0) -> Path:
+        """Write the file; matrices in ``quantization``, vectors in float32.
+
+        With ``tensors_per_part`` it is split as llama.cpp's own writer does it; returns the first part.
+        """
+        writer = gguf.GGUFWriter(path, self.architecture, split_max_tensors=tensors_per_part)
         for key, value in self.all_metadata().items():
             add_metadata(writer, key, value)
         for name, value in self.all_tensors().items():
@@ -134,7 +137,9 @@ class TinyModel:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path
+        if not tensors_per_part:
+            return path
+        return min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 
 
 def letter_tokenizer(tokens: int = 200) -> dict[str, Any]:

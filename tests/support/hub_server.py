@@ -99,6 +99,9 @@ class _ApiHandler(Handler):
     def respond(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
+        for fault in self.recorder.faults_for(path, server=self.server_label):
+            self.refuse_by(fault)
+            return
         if match := _API.fullmatch(path):
             if self._may_see(match[1]):
                 self._describe(match[1], match[2], parse_qs(url.query))

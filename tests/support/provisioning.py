@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rbee.models.storage import NOTE_SUFFIX
+
 from .daemons import environment, wait_until
 
 QUICK_POLICY = ("--attempts", "3", "--delays-ms", "1", "--stall-timeout-s", "5")
@@ -55,10 +57,12 @@ class Place:
         return ["--models-dir", str(self.models_dir), "--catalog-db", str(self.catalog_db)]
 
     def files(self) -> list[str]:
-        """Every file below the models directory except locks, relative to it."""
+        """Every file below the models directory except locks and notes, relative to it."""
         found = (path for path in self.models_dir.rglob("*") if path.is_file())
         names = (str(path.relative_to(self.models_dir)) for path in found)
-        return sorted(name for name in names if not name.startswith(".locks/"))
+        return sorted(
+            name for name in names if not name.startswith(".locks/") and not name.endswith(NOTE_SUFFIX)
+        )
 
 
 class Provisioner:

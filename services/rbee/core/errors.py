@@ -335,6 +335,20 @@ class ModelIncompatible(ModelError):
     code, http_status = "MODEL_INCOMPATIBLE", 422
 
 
+class ModelDamaged(ModelError):
+    """A verification found files that are not as they should be; details name the models."""
+
+    code, http_status = "MODEL_DAMAGED", 422
+
+    def __init__(self, damaged: list[str], checked: int, suggestion: str) -> None:
+        are = "is" if len(damaged) == 1 else "are"
+        super().__init__(
+            f"{len(damaged)} of {checked} models {are} damaged: {', '.join(damaged)}",
+            details={"damaged": damaged, "checked": checked},
+            suggestion=suggestion,
+        )
+
+
 class DownloadFailed(ModelError):
     code, http_status = "DOWNLOAD_FAILED", 502
 

@@ -204,6 +204,32 @@ class PullRequest(Body):
     model: ModelReference | None = None
 
 
+class VerifyBody(Body):
+    """Body of ``POST /v1/models/verify`` on a hive; without a model all are verified."""
+
+    model_ref: ModelReference | None = None
+
+
+class NodeVerifyBody(Body):
+    """Body of ``POST /v2/models/verify``."""
+
+    node: NodeName = "localhost"
+    model: ModelReference | None = None
+
+
+class PruneBody(Body):
+    """Body of ``POST /v1/models/prune`` on a hive; without days no model is removed."""
+
+    unused_for_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] | None = None
+    dry_run: bool = False
+
+
+class NodePruneBody(PruneBody):
+    """Body of ``POST /v2/models/prune``."""
+
+    node: NodeName = "localhost"
+
+
 class PlanRequest(Body):
     """Body of ``POST /v2/plan``."""
 

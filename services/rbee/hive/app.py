@@ -44,7 +44,7 @@ def create_app(hive: Hive) -> flask.Flask:
         ),
         capabilities_blueprint(hive.ports.devices, settings.pool.name, settings.models_dir),
         workers_blueprint(hive.registry, hive.supervisor, hive.spawner, hive.registration, hive.streams),
-        models_blueprint(store, hive.streams, in_use),
+        models_blueprint(store, hive.upkeep, hive.streams, in_use),
         quality_blueprint(store, hive.streams, hive.ports.devices, settings),
         logs_blueprint(settings.log_dir, hive.streams, hive.worker_ids),
         lease_blueprint(hive.lease),

@@ -22,6 +22,9 @@ class Provisioner(Protocol):
     def convert(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> Path:
         """Convert a GGUF to the engine's format; returns the folder."""
 
+    def verify(self, ref: ModelRef | None, on_event: OnEvent) -> None:
+        """Check one model of the catalog or all, telling of each; ModelDamaged at the end if one is."""
+
     def measure_quality(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> None:
         """Convert a GGUF if that is to be done, and compare the conversion with float32; the figures are the
         event of the stage ``measured``."""

@@ -64,7 +64,7 @@ class ModelStore:
 
     def find(self, ref: ModelRef) -> LocalModel | None:
         """The model, when it is on this node and known."""
-        row = self._catalog().find(ref)
+        row = self.catalog().find(ref)
         return None if row is None else _local(row)
 
     def start_download(self, ref: ModelRef) -> Download:
@@ -165,7 +165,7 @@ class ModelStore:
 
     def touch(self, ref: ModelRef) -> None:
         """Note that the model is being used now."""
-        self._catalog().touch(ref)
+        self.catalog().touch(ref)
 
     def remove(self, ref: ModelRef, in_use: Callable[[ModelRef], list[str]]) -> None:
         """Remove file, conversions and catalog row; for ``file:`` models the row and conversions.
@@ -174,9 +174,9 @@ class ModelStore:
             ModelNotFound: the catalog does not have it.
             ModelInUse: ``in_use`` names workers, or it is being converted.
         """
-        from rbee.models.storage import remove_model
+        from rbee.models.removal import remove_model
 
-        catalog = self._catalog()
+        catalog = self.catalog()
         row = catalog.find(ref)
         if row is None:
             raise ModelNotFound(str(ref), "it is not in the catalog of this node")
@@ -188,7 +188,7 @@ class ModelStore:
 
     def records(self) -> list[dict[str, Any]]:
         """The catalog as the API shows it, with what each GGUF's header says and ``fit_mb``."""
-        rows = self._catalog().list()
+        rows = self.catalog().list()
 
         def described() -> list[dict[str, Any]]:
             from rbee.models.catalog import catalog_record
@@ -200,6 +200,22 @@ class ModelStore:
             ]
 
         return in_thread(described)
+
+    def verify(self, ref: ModelRef | None, on_event: OnEvent) -> None:
+        """Block until one model of the catalog, or every one, has been checked.
+
+        Raises:
+            ModelDamaged: one at least is not as it should be; ``on_event`` was told of each.
+        """
+        self._refuse_when_closed()
+        self._provisioner.verify(ref, on_event)
+
+    def busy(self) -> frozenset[ModelRef]:
+        """Models that are being fetched or converted."""
+        converting = {path for path, _ in list(self._conversions)}
+        rows = self.catalog().list() if converting else ()
+        fetching = {download.ref for download in self._downloads.running}
+        return frozenset(fetching | {row.ref for row in rows if row.local_path in converting})
 
     def close(self) -> None:
         """End transfers and conversions; what has arrived stays and is continued by a later request."""
@@ -252,7 +268,7 @@ class ModelStore:
             return path, found.size_bytes or 0
 
         path, size = in_thread(inspect)
-        return _local(self._catalog().add(ref, path, size))
+        return _local(self.catalog().add(ref, path, size))
 
     def _convert(self, local: LocalModel, ref: ModelRef, compute_type: str, on_event: OnEvent) -> Path:
         folder = self.converted(local, ref, compute_type)
@@ -283,19 +299,24 @@ class ModelStore:
         else:
             self._observer.conversion_ended(outcome)
 
-    def _catalog(self) -> Catalog:
+    def catalog(self) -> Catalog:
+        """The catalog, opened when it is first needed.
+
+        Raises:
+            ServiceUnavailable: it cannot be read.
+        """
         if self._opened is None:
             with self._opening:
                 if self._opened is None:
                     in_thread(_import_catalog)
                     from rbee.models.catalog import Catalog
 
-                    self._opened = Catalog(self._catalog_db)
+                    self._opened = in_thread(lambda: Catalog(self._catalog_db, self._models_dir))
         return self._opened
 
     def _load(self) -> None:
         try:
-            self._catalog()
+            self.catalog()
         except RbeeError as error:
             log.warning("catalog_unavailable", message=error.message)
 

@@ -30,6 +30,7 @@ from rbee.hive.spawning import Spawner
 from rbee.hive.stopping import WorkerStopper
 from rbee.hive.supervision import Supervisor
 from rbee.hive.threads import in_thread
+from rbee.hive.upkeep import ModelUpkeep
 from rbee.hive.vram import VramRecovery
 from rbee.hive.worker_ports import PortClaim, WorkerPorts
 from rbee.hive.workers import WorkerEvent, WorkerRegistry
@@ -100,6 +101,7 @@ class Hive:
         )
         self.probes = HealthProbes(self.registry, self.supervisor, self.stopper, vram, timing, metrics, log)
         self.worker_ids = lambda: [record.id for record in self.registry.records()]
+        self.upkeep = ModelUpkeep(ports.store, settings.models_dir, self.registry)
         self.keep_alive = KeepAlive(self.registry, self.supervisor, settings, log)
         self.spawner = Spawner(
             self.registry,

@@ -40,7 +40,7 @@ class ProgressLog:
 
     Of progress only the latest matters, so a newer one replaces it: a late or slow reader gets every
     narration and the present figures, and memory stays bounded however long the work takes. Figures that come
-    faster than ten a second are held back, yet never lost before a narration or the end.
+    faster than ten a second are held back, yet never lost before a narration, a pause or the end.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,6 +64,8 @@ class ProgressLog:
             self._release()
             self._append(event)
         elif self._times and self._clock() - self._times[-1] < SPACING_S and not _is_last(event["data"]):
+            if self._held is None:
+                gevent.spawn_later(SPACING_S, self._release_in_pause)
             self._held = event
         else:
             self._held = event
@@ -89,6 +91,17 @@ class ProgressLog:
             if self._is_over:
                 return
             changed.wait()
+
+    def _release_in_pause(self) -> None:
+        """Show the figures that were held back when none have followed them; never more than ten a second."""
+        if self._held is None:
+            return
+        is_full = len(self._times) == MAX_PER_SECOND
+        wait = max(self._times[-1] + SPACING_S, self._times[0] + 1.0 if is_full else 0.0) - self._clock()
+        if wait > 0:
+            gevent.spawn_later(wait, self._release_in_pause)
+        else:
+            self._release()
 
     def _release(self) -> None:
         if self._held is None:

@@ -231,6 +231,7 @@ class Spawner:
 
     def _launch(self, record: WorkerRecord, seat: WorkerSeat, folder: Path) -> None:
         self._refuse_when_stopped(seat)
+        seat.model_folder = folder
         where = f"{record.backend}:{record.device}, port {seat.port}"
         seat.startup.narrate(HIVE, "worker_spawn", f"Starting llm-worker-rbee on {where}")
         order = WorkerOrder(

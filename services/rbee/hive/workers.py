@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from gevent.event import Event
@@ -79,6 +80,8 @@ class WorkerSeat:
     connection: WorkerConnection
     startup: StartupLog = field(default_factory=StartupLog)
     process: WorkerProcess | None = None
+    model_folder: Path | None = None
+    """What its process loads; None until it is started."""
     up: Event = field(default_factory=Event)
     """Set when its HTTP has been seen, by callback or by poll."""
     stop_asked: Event = field(default_factory=Event)
@@ -168,6 +171,14 @@ class WorkerRegistry:
     def using(self, model_ref: str) -> list[str]:
         """Ids of the workers that serve or load a model."""
         return [record.id for record in self._records.values() if record.model_ref == model_ref]
+
+    def model_folders(self) -> frozenset[Path]:
+        """The folders that workers have loaded or load."""
+        return frozenset(seat.model_folder for seat in list(self._seats.values()) if seat.model_folder)
+
+    def models(self) -> frozenset[str]:
+        """References of the models that workers serve, load or wait for."""
+        return frozenset(record.model_ref for record in list(self._records.values()))
 
     def started(self, worker_id: str, process: WorkerProcess) -> None:
         """The worker's process runs."""

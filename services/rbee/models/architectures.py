@@ -89,13 +89,6 @@ def architecture_of(gguf: GgufFile) -> Architecture:
             f"The GGUF holds no model but a file of the type {str(kind)[:40]!r}",
             details={"format": "gguf", "type": str(kind)[:40]},
         )
-    parts = gguf.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise ModelIncompatible(
-            f"The GGUF is one of {parts} parts of a split model; split models are not supported",
-            details={"format": "gguf", "parts": parts},
-            suggestion="Use a quantisation of the model that is a single file",
-        )
     entry = ARCHITECTURES.get(gguf.architecture)
     if entry is None:
         supported = sorted(ARCHITECTURES)

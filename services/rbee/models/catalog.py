@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
+    JSON,
     Column,
     Connection,
     Integer,
@@ -23,7 +24,9 @@ from sqlalchemy import (
 )
 
 from rbee.core.references import GGUF_SUFFIX, ModelRef, Provider
-from rbee.models.database import Database
+from rbee.models.database import Database, Migrations
+from rbee.models.file_notes import models_on_disk
+from rbee.models.split_files import parts_of
 from rbee.models.storage import size_on_disk
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+MIGRATIONS = Migrations(Path(__file__).parent / "migrations", head="0002")
 
 _metadata = MetaData()
 _models = Table(
@@ -46,13 +49,20 @@ _models = Table(
     Column("digest", Text),
     Column("downloaded_at_unix", Integer, nullable=False),
     Column("last_used_unix", Integer),
+    Column("revision", Text),
+    Column("part_digests", JSON(none_as_null=True)),
     UniqueConstraint("provider", "reference", "variant"),
 )
 
 
 @dataclass(frozen=True)
 class CatalogRow:
-    """One model on this node; ``digest`` is the file's SHA-256 in hex, None until somebody computed it."""
+    """One model on this node.
+
+    ``digest`` is the file's SHA-256 in hex, None until somebody computed it; of a split model, whose
+    ``local_path`` is the first part, it stands for all ``part_digests`` (``split_files.combined_digest``).
+    ``revision`` is the commit of the hub that the file came from.
+    """
 
     id: str
     ref: ModelRef
@@ -61,30 +71,48 @@ class CatalogRow:
     digest: str | None
     downloaded_at_unix: int
     last_used_unix: int | None
+    revision: str | None = None
+    part_digests: tuple[str, ...] = ()
 
 
 class Catalog:
     """Rows by provider, reference and variant; usable from threads, greenlets and several processes at once.
 
+    Args:
+        models_dir: a catalog that is new, or replaces a damaged one, begins with the models that lie there.
+
     Raises (constructor and every method): ServiceUnavailable when the database cannot be read or written.
     """
 
-    def __init__(self, db_path: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, db_path: Path, models_dir: Path | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._clock = clock
-        self._database = Database(db_path, _metadata, SCHEMA_VERSION)
+        self._models_dir = models_dir
+        self._database = Database(db_path, _metadata, MIGRATIONS, self._rebuild)
 
-    def add(self, ref: ModelRef, local_path: Path, size_bytes: int, digest: str | None = None) -> CatalogRow:
+    def add(
+        self,
+        ref: ModelRef,
+        local_path: Path,
+        size_bytes: int,
+        digest: str | None = None,
+        *,
+        revision: str | None = None,
+        part_digests: Sequence[str] = (),
+    ) -> CatalogRow:
         """Record a model, or renew the row of that reference; a renewed row keeps its id and last use.
 
-        Two references may name one file (``hf:O/R`` and ``hf:O/R:Q4_0``): size and digest are facts of the
-        file, so the other rows of that file are renewed with it.
+        Two references may name one file (``hf:O/R`` and ``hf:O/R:Q4_0``): size, digests and revision are
+        facts of the file, so the other rows of that file are renewed with it.
         """
-        values = {
-            "local_path": str(local_path),
+        facts = {
             "size_bytes": size_bytes,
             "digest": digest,
-            "downloaded_at_unix": int(self._clock()),
+            "revision": revision,
+            "part_digests": list(part_digests) or None,
         }
+        values = {"local_path": str(local_path), "downloaded_at_unix": int(self._clock()), **facts}
         key = {"provider": str(ref.provider), "reference": ref.reference, "variant": ref.variant}
         with self._database.writing() as connection:
             if connection.execute(_by(ref)).first() is None:
@@ -92,7 +120,6 @@ class Catalog:
                 connection.execute(_models.insert().values(id=row_id, **key, **values))
             else:
                 connection.execute(_models.update().filter_by(**key).values(**values))
-            facts = {"size_bytes": size_bytes, "digest": digest}
             connection.execute(_models.update().filter_by(local_path=str(local_path)).values(**facts))
             return _as_row(connection.execute(_by(ref)).one())
 
@@ -116,9 +143,9 @@ class Catalog:
         """Note that the model is being used now."""
         self._update(ref, last_used_unix=int(self._clock()))
 
-    def set_digest(self, ref: ModelRef, digest: str) -> None:
-        """Note the SHA-256 (hex) of the model's file."""
-        self._update(ref, digest=digest)
+    def set_digests(self, ref: ModelRef, digest: str, part_digests: Sequence[str] = ()) -> None:
+        """Note the digest of a model's file, and of the parts of a split one."""
+        self._update(ref, digest=digest, part_digests=list(part_digests) or None)
 
     def remove(self, ref: ModelRef) -> CatalogRow | None:
         """Drop the row and return it; files are left alone (``rbee.models.storage`` removes those)."""
@@ -128,8 +155,33 @@ class Catalog:
                 connection.execute(_models.delete().where(_models.c.id == found.id))
         return None if found is None else _as_row(found)
 
+    def _rebuild(self, connection: Connection) -> None:
+        """Enter the models that lie on disk into an empty table."""
+        if self._models_dir is None:
+            return
+        # Where a reference came to mean another file of its repository, the later one counts.
+        by_age = sorted(models_on_disk(self._models_dir), key=lambda found: found.note.fetched_at_unix)
+        latest = {found.ref: found for found in by_age}
+        for found in latest.values():
+            connection.execute(
+                _models.insert().values(
+                    id=_free_id(connection, found.path),
+                    provider=str(found.ref.provider),
+                    reference=found.ref.reference,
+                    variant=found.ref.variant,
+                    local_path=str(found.path),
+                    size_bytes=found.note.size_bytes,
+                    digest=found.note.digest,
+                    downloaded_at_unix=found.note.fetched_at_unix,
+                    revision=found.note.revision,
+                    part_digests=list(found.note.part_digests) or None,
+                )
+            )
+        if latest:
+            logger.warning("catalog rebuilt from disk models=%d models_dir=%s", len(latest), self._models_dir)
+
     def _checked(self, row: CatalogRow) -> CatalogRow | None:
-        if _is_gone(row.local_path):
+        if any(_is_gone(part) for part in parts_of(row.local_path)):
             logger.warning("catalog row dropped model_ref=%s missing=%s", row.ref, row.local_path)
             with self._database.writing() as connection:
                 gone = (_models.c.id == row.id) & (_models.c.local_path == str(row.local_path))
@@ -165,6 +217,7 @@ def catalog_record(row: CatalogRow, summary: GgufSummary | None) -> dict[str, ob
         "local_path": str(row.local_path),
         "size_bytes": row.size_bytes,
         "digest": row.digest,
+        "revision": row.revision,
         "downloaded_at_unix": row.downloaded_at_unix,
         "last_used_unix": row.last_used_unix,
         "format": "ctranslate2" if row.local_path.is_dir() else "gguf",
@@ -191,7 +244,10 @@ def _has_changed(row: CatalogRow) -> bool:
     try:
         if size_on_disk(row.local_path) != row.size_bytes:
             return True
-        return row.local_path.is_file() and int(row.local_path.stat().st_mtime) > row.downloaded_at_unix
+        if not row.local_path.is_file():
+            return False
+        changed_at = max(part.stat().st_mtime for part in parts_of(row.local_path))
+        return int(changed_at) > row.downloaded_at_unix
     except OSError:
         return False
 
@@ -218,4 +274,6 @@ def _as_row(row: Row[tuple[object, ...]]) -> CatalogRow:
         digest=row.digest,
         downloaded_at_unix=row.downloaded_at_unix,
         last_used_unix=row.last_used_unix,
+        revision=row.revision,
+        part_digests=tuple(row.part_digests or ()),
     )

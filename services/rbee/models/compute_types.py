@@ -92,8 +92,7 @@ def estimate_converted_bytes(gguf: GgufFile, compute_type: str) -> int:
         shared = gguf.tensors[_EMBEDDINGS]
         total += shared.parameters + 4 * (shared.parameters // shared.shape[-1])
     # What lies behind the last tensor, or between two, is nothing that a conversion writes.
-    header = min((tensor.entry.offset for tensor in gguf.tensors.values()), default=gguf.size_bytes)
-    return total + 2 * header
+    return total + 2 * gguf.header_bytes
 
 
 def choose_compute_type(

@@ -6,19 +6,18 @@ disk, so that a folder of that name is complete or not there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from rbee.core.errors import MemoryExhausted, ModelIncompatible, ModelNotFound
+from rbee.core.errors import MemoryExhausted, ModelIncompatible
 from rbee.models.activation_smoothing import smooth
 from rbee.models.compute_types import (
     ComputeType,
@@ -36,6 +35,7 @@ from rbee.models.conversion_lock import (
 from rbee.models.converted_folders import DESCRIPTION, RECIPE, converted_folder
 from rbee.models.ct2_layout import Layout, lay_out
 from rbee.models.ct2_writer import write_model
+from rbee.models.file_digests import digests_of
 from rbee.models.gguf_file import GgufFile, read_gguf
 from rbee.models.sample_texts import SampleSet, digest_of, sample_ids
 from rbee.models.storage import CONVERTED_FOLDER, MIB, require_disk, sync_folder, write_error
@@ -48,12 +48,10 @@ __all__ = [
     "convert",
     "converted_folder",
     "estimate_converted_bytes",
-    "sha256_of",
 ]
 
 logger = logging.getLogger(__name__)
 
-_HASH_BLOCK_BYTES = 4 * MIB
 # Enough of each text to see its outliers: a longer calibration changes factors by less than their rounding.
 _CALIBRATION_TOKENS_PER_TEXT = 112
 
@@ -73,7 +71,8 @@ def convert(
 ) -> Path:
     """Return the converted folder of ``source``, converting it first if there is none.
 
-    ``sha256`` is the source's digest where it is known; else the file is hashed. ``on_progress`` gets
+    ``source`` is the first part of a split model. ``sha256`` is the digest of its content where it is known
+    (``file_digests``); else it is hashed. ``on_progress`` gets
     (tensors done, tensors in all), first (0, n) and last (n, n), also when another process does the work,
     and nothing when the folder is there already. ``on_calibrating`` gets (layers done, layers in all) before
     that, where the compute type quantises activations.
@@ -85,7 +84,7 @@ def convert(
     """
     chosen = parse_compute_type(compute_type)
     gguf = read_gguf(source)
-    digest = sha256 or sha256_of(source)
+    digest = sha256 or digests_of(source)[0]
     ready = converted_folder(models_dir, digest, chosen.value)
     if ready is not None:
         return ready
@@ -100,27 +99,6 @@ def convert(
                 return ready
             require_disk(folder, needed)
             return _convert(gguf, digest, chosen, folder, report)
-
-
-def sha256_of(path: Path, on_progress: Callable[[int, int], None] | None = None) -> str:
-    """The SHA-256 of a file in hex; ``on_progress`` gets (bytes done, bytes in all).
-
-    Raises ModelNotFound when there is no such file, and ModelIncompatible when it cannot be read.
-    """
-    digest, done = hashlib.sha256(), 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            while block := file.read(_HASH_BLOCK_BYTES):
-                digest.update(block)
-                done += len(block)
-                if on_progress is not None:
-                    on_progress(done, max(done, size))
-    except FileNotFoundError:
-        raise ModelNotFound(path.name, "the file does not exist") from None
-    except OSError as error:
-        raise ModelIncompatible(f"The model file cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def _key(digest: str, compute_type: ComputeType) -> str:

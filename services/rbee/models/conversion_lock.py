@@ -87,6 +87,29 @@ def conversion_owner(folder: Path, key: str) -> ConversionOwner | None:
     return None
 
 
+@contextmanager
+def unless_converted(folder: Path, key: str) -> Iterator[bool]:
+    """Whether no process makes the conversion of ``key``; if so, none begins meanwhile."""
+    locks = folder / LOCKS_FOLDER
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = _lock(locks, key)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def partial_folders(folder: Path) -> list[tuple[Path, str]]:
+    """Unfinished folders with their keys, whether somebody still works on them or not."""
+    found = sorted(folder.glob(f".*{_PARTIAL}"))
+    return [(path, path.name.removeprefix(".").rsplit(".", 2)[0]) for path in found]
+
+
 def partial_folder(folder: Path, key: str) -> Path:
     """A new folder to build the result of ``key`` in; only the holder of its lock may call this."""
     path = folder / f".{key}.{os.getpid()}-{time.time_ns():x}{_PARTIAL}"
@@ -114,19 +137,13 @@ def _acquire(lock: FileLock, note: Path, forward: ConversionProgress) -> None:
 
 def _remove_leftovers(folder: Path, key: str) -> None:
     """Remove unfinished folders of this key, and of other keys whose lock is free: their makers are dead."""
-    locks = folder / LOCKS_FOLDER
-    for path in folder.glob(f".*{_PARTIAL}"):
-        other = path.name.removeprefix(".").rsplit(".", 2)[0]
+    for path, other in partial_folders(folder):
         if other == key:
             shutil.rmtree(path, ignore_errors=True)
             continue
-        lock = _lock(locks, other)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        lock.release()
+        with unless_converted(folder, other) as is_free:
+            if is_free:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _forward_only(on_progress: OnProgress) -> OnProgress:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, MetaData, create_engine, event
+from sqlalchemy import Column, Connection, MetaData, String, Table, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -23,25 +24,43 @@ BUSY_TIMEOUT_S = 15.0
 _WRITES = "rbee_writes"
 
 
+@dataclass(frozen=True)
+class Migrations:
+    """The history of a schema: a folder of alembic, and the newest step in it."""
+
+    folder: Path
+    head: str
+
+
 class Database:
     """The file at ``path`` with the tables of ``metadata``.
 
     Every transaction opens a connection of its own, so one instance may be used by threads, greenlets and
-    after a fork. ``version`` is kept in ``PRAGMA user_version``, for a later migration to start from. A file
-    that SQLite cannot read is moved aside and replaced by an empty database.
+    after a fork. A file of an older schema is brought up by ``migrations``. One that SQLite cannot read is
+    moved aside and replaced, also when the damage shows later.
 
-    Raises (constructor and both transactions): ServiceUnavailable when the file cannot be read or written.
+    Args:
+        fill: called in the transaction that makes the tables of a new file.
+
+    Raises (constructor and both transactions): ServiceUnavailable when the file cannot be read or written,
+    or is of a newer schema.
     """
 
-    def __init__(self, path: Path, metadata: MetaData, version: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        metadata: MetaData,
+        migrations: Migrations,
+        fill: Callable[[Connection], None] = lambda _connection: None,
+    ) -> None:
         self._path = path
         self._metadata = metadata
-        self._version = version
+        self._migrations = migrations
+        self._fill = fill
         self._engine = _engine(path)
         with self._translated():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S):
-                self._open_or_set_aside()
+            self._open_or_set_aside()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -57,14 +76,15 @@ class Database:
             connection.commit()
 
     def _open_or_set_aside(self) -> None:
-        try:
-            self._prepare()
-        except DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            backup = set_aside(self._path)
-            logger.warning("database damaged, set aside database=%s backup=%s", self._path, backup)
-            self._prepare()
+        with FileLock(f"{self._path}.lock", timeout=BUSY_TIMEOUT_S):
+            try:
+                self._prepare()
+            except DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                backup = set_aside(self._path)
+                logger.warning("database damaged, set aside database=%s backup=%s", self._path, backup)
+                self._prepare()
 
     def _prepare(self) -> None:
         with self._engine.connect() as connection:
@@ -72,9 +92,14 @@ class Database:
         if verdict != "ok":
             raise DatabaseError("PRAGMA quick_check", None, _damage(str(verdict)))
         with self._engine.connect().execution_options(**{_WRITES: True}) as connection:
-            if connection.exec_driver_sql("PRAGMA user_version").scalar() == 0:
+            tables = set(inspect(connection).get_table_names())
+            if not tables & set(self._metadata.tables):
+                # Made as it is now rather than step by step: loading alembic takes longer than all the rest.
                 self._metadata.create_all(connection)
-                connection.exec_driver_sql(f"PRAGMA user_version = {self._version}")
+                _stamp(connection, self._migrations.head)
+                self._fill(connection)
+            elif _VERSIONS.name not in tables or _version(connection) != self._migrations.head:
+                _migrate(connection, self._migrations, self._path)
             connection.commit()
 
     @contextmanager
@@ -84,7 +109,49 @@ class Database:
         except (SQLAlchemyError, sqlite3.Error, Timeout, OSError) as error:
             reason = getattr(error, "orig", None) or error
             logger.error("database unavailable database=%s reason=%s", self._path, reason)
+            self._recover(error)
             raise ServiceUnavailable(f"The database {self._path.name} cannot be read or written") from error
+
+    def _recover(self, error: Exception) -> None:
+        """Replace a file whose damage shows in use, so that the next transaction finds a sound one."""
+        if not isinstance(error, DatabaseError) or not _is_damage(error):
+            return
+        try:
+            self._open_or_set_aside()
+        except (SQLAlchemyError, sqlite3.Error, Timeout, OSError) as again:
+            logger.error("database not replaced database=%s reason=%s", self._path, again)
+
+
+# Alembic's own table, as it makes it itself.
+_VERSIONS = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
+
+
+def _stamp(connection: Connection, version: str) -> None:
+    """Note the schema's version as alembic does."""
+    _VERSIONS.create(connection)
+    connection.execute(_VERSIONS.insert().values(version_num=version))
+
+
+def _version(connection: Connection) -> str | None:
+    return connection.execute(select(_VERSIONS.c.version_num)).scalar()
+
+
+def _migrate(connection: Connection, migrations: Migrations, path: Path) -> None:
+    import alembic.command
+    import alembic.config
+    import alembic.util
+
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(migrations.folder).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        alembic.command.upgrade(config, migrations.head)
+    except alembic.util.CommandError as error:
+        raise ServiceUnavailable(
+            f"The database {path.name} was written by a newer version of rbee",
+            suggestion="Upgrade rbee on this machine",
+        ) from error
+    logger.info("database migrated database=%s version=%s", path, migrations.head)
 
 
 def set_aside(database: Path) -> Path:

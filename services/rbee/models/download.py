@@ -153,6 +153,7 @@ def _keep(arrived: bytearray, partial: PartialFile, total: int | None, transfer:
         partial.append(block)
     except OSError as error:
         raise write_error(error, partial.path, missing) from error
+    transfer.moved(len(block))
     transfer.listener.received(partial.offset, total)
     if total is not None and before // _DISK_CHECK_EVERY != partial.offset // _DISK_CHECK_EVERY:
         require_disk(partial.path.parent, max(0, total - partial.offset))

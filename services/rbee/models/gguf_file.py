@@ -15,7 +15,8 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from rbee.core.errors import ModelIncompatible
-from rbee.models.gguf_header import TensorEntry, malformed, read_header
+from rbee.models.gguf_header import TensorEntry, malformed
+from rbee.models.gguf_parts import read_headers
 
 Float32 = npt.NDArray[np.float32]
 
@@ -35,6 +36,8 @@ class GgufTensor:
     nbytes: int
     parameters: int
     entry: TensorEntry
+    path: Path
+    """The file that it lies in: one of several, for a split model."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,17 @@ class GgufSummary:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A readable GGUF. Metadata values are plain Python: str, int, float, bool, or a list of these."""
+    """A readable GGUF. Metadata values are plain Python: str, int, float, bool, or a list of these.
+
+    Of a split model it is all parts: ``path`` and ``metadata`` are the first one's.
+    """
 
     path: Path
     size_bytes: int
     metadata: Mapping[str, object]
     tensors: Mapping[str, GgufTensor]
+    header_bytes: int = 0
+    """What precedes the tensors in its files: metadata, most of it the vocabulary, and the tables."""
 
     @property
     def architecture(self) -> str:
@@ -124,50 +132,61 @@ class GgufFile:
         rows = tensor.parameters // columns
         stop = rows if stop is None else stop
         row_bytes = tensor.nbytes // rows
-        raw = self._read(tensor.entry.offset + start * row_bytes, (stop - start) * row_bytes)
+        raw = _read(tensor.path, tensor.entry.offset + start * row_bytes, (stop - start) * row_bytes)
         weights = dequantize(raw, tensor.entry.type, name)
         whole = start == 0 and stop == rows
         return weights.reshape(tensor.shape if whole else (stop - start, columns))
 
-    def _read(self, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        # Plain reads instead of a memory map: a file that shrinks meanwhile is an error and not a SIGBUS, and
-        # the pages of the file do not count as memory of this process.
-        buffer = np.empty(nbytes, np.uint8)
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                os.lseek(file.fileno(), offset, os.SEEK_SET)
-                view, done = buffer.data, 0
-                while done < nbytes:
-                    count = file.readinto(view[done:])
-                    if not count:
-                        raise malformed("it changed while it was read")
-                    done += count
-        except OSError as error:
-            raise malformed(f"it cannot be read ({error.strerror or error})") from None
-        return buffer
-
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read the header of a GGUF file; weights are read when asked for.
+    """Read the header of a GGUF file, or of all parts by the first; weights are read when asked for.
 
     Raises ModelNotFound for a missing file, and ModelIncompatible for everything that is not a complete
-    GGUF: another extension or magic, a wrong version, truncated data, impossible counts, sizes or offsets.
+    GGUF: another extension or magic, a wrong version, truncated data, impossible counts, sizes or offsets,
+    parts that are missing or do not belong together.
     """
     if path.suffix.lower() != ".gguf":
         raise malformed("its name does not end in .gguf")
-    header = read_header(path)
+    headers = read_headers(path)
     tensors = {
-        entry.name: GgufTensor(
-            name=entry.name,
-            shape=entry.shape,
-            quantization=entry.type.name,
-            nbytes=entry.nbytes,
-            parameters=int(np.prod(entry.shape, dtype=object)),
-            entry=entry,
-        )
-        for entry in header.tensors.values()
+        entry.name: _tensor(entry, part) for part, header in headers for entry in header.tensors.values()
     }
-    return GgufFile(path, header.size_bytes, header.metadata, tensors)
+    size = sum(header.size_bytes for _, header in headers)
+    before_tensors = sum(
+        min((entry.offset for entry in header.tensors.values()), default=header.size_bytes)
+        for _, header in headers
+    )
+    return GgufFile(path, size, headers[0][1].metadata, tensors, before_tensors)
+
+
+def _tensor(entry: TensorEntry, path: Path) -> GgufTensor:
+    return GgufTensor(
+        name=entry.name,
+        shape=entry.shape,
+        quantization=entry.type.name,
+        nbytes=entry.nbytes,
+        parameters=int(np.prod(entry.shape, dtype=object)),
+        entry=entry,
+        path=path,
+    )
+
+
+def _read(path: Path, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    # Plain reads instead of a memory map: a file that shrinks meanwhile is an error and not a SIGBUS, and
+    # the pages of the file do not count as memory of this process.
+    buffer = np.empty(nbytes, np.uint8)
+    try:
+        with path.open("rb", buffering=0) as file:
+            os.lseek(file.fileno(), offset, os.SEEK_SET)
+            view, done = buffer.data, 0
+            while done < nbytes:
+                count = file.readinto(view[done:])
+                if not count:
+                    raise malformed("it changed while it was read")
+                done += count
+    except OSError as error:
+        raise malformed(f"it cannot be read ({error.strerror or error})") from None
+    return buffer
 
 
 def dequantize(raw: npt.NDArray[np.uint8], type_: GGMLQuantizationType, name: str) -> Float32:

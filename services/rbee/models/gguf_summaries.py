@@ -6,10 +6,11 @@ import logging
 from functools import lru_cache
 from pathlib import Path
 
-from rbee.core.errors import ModelIncompatible
+from rbee.core.errors import ModelIncompatible, ModelNotFound
 from rbee.models.gguf_file import GgufSummary, read_gguf
 from rbee.models.memory_fit import ModelShape
 from rbee.models.model_shape import shape_of_gguf
+from rbee.models.split_files import parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +29,28 @@ def shape_of(path: Path) -> ModelShape | None:
 
 
 def _described(path: Path) -> tuple[GgufSummary | None, ModelShape | None]:
+    if not path.is_file():
+        return None, None
+    return _read(path, tuple(_stamp(part) for part in parts_of(path)))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes with the file's content."""
     try:
         status = path.stat()
     except OSError:
-        return None, None
-    if not path.is_file():
-        return None, None
-    return _read(path, status.st_size, status.st_mtime_ns)
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=512)
-def _read(path: Path, _size: int, _mtime_ns: int) -> tuple[GgufSummary | None, ModelShape | None]:
+def _read(
+    path: Path, _stamps: tuple[tuple[int, int] | None, ...]
+) -> tuple[GgufSummary | None, ModelShape | None]:
     try:
         gguf = read_gguf(path)
         summary = gguf.summary()
-    except ModelIncompatible as error:
+    except (ModelIncompatible, ModelNotFound) as error:
         logger.warning("model has no readable header path=%s reason=%s", path, error.message)
         return None, None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,10 @@ def shape_of_gguf(gguf: GgufFile) -> ModelShape:
 
     architecture = architecture_of(gguf)
     settings = read_settings(gguf, architecture)
-    rows = {name: tensor.shape[0] for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
+    matrices = {name: tensor.shape for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
+    # The tensors cannot be larger than the file; a number in the metadata can.
+    vocabulary, width = _matrix(matrices, "token_embd.weight")
+    rows = {name: shape[0] for name, shape in matrices.items()}
     widest = max((count for name, count in rows.items() if name.endswith("ffn_up.weight")), default=0)
     return ModelShape(
         weights_bytes={str(kind): estimate_converted_bytes(gguf, kind) for kind in ComputeType},
@@ -42,9 +46,9 @@ def shape_of_gguf(gguf: GgufFile) -> ModelShape:
         heads=settings.heads,
         heads_kv=settings.heads_kv,
         head_dim=settings.head_dim,
-        width=settings.embedding_length,
+        width=width,
         inner=widest // 2 if architecture.fused_gate_up else widest,
-        vocabulary=rows.get("token_embd.weight", 0),
+        vocabulary=vocabulary,
         context_length=settings.context_length,
     )
 
@@ -102,7 +106,7 @@ def _bytes_of(integer_type: str) -> int:
     return int(integer_type.removeprefix("int")) // 8
 
 
-def _matrix(shapes: dict[str, tuple[int, ...]], name: str) -> tuple[int, int]:
+def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, int]:
     shape = shapes.get(name, ())
     return (shape[0], shape[1]) if len(shape) == 2 else (0, 0)
 

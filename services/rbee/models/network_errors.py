@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that another attempt may not meet."""
@@ -27,9 +29,14 @@ def is_untrusted(error: BaseException) -> bool:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:
-    """Seconds of a Retry-After header; 0 without one (dates are not used by the sources we know)."""
+    """Seconds of a Retry-After header, which gives them or a date; 0 without one."""
     value = headers.get("Retry-After", "").strip()
-    return float(value) if value.isdigit() else 0.0
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

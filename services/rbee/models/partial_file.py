@@ -10,6 +10,7 @@ from types import TracebackType
 
 from rbee.models.storage import PARTIAL_SUFFIX, sync_folder
 
+PARTIAL_NOTE_SUFFIX = ".json"
 _HASH_BLOCK = 1024 * 1024
 
 
@@ -123,7 +124,7 @@ def observe(target: Path) -> tuple[int, int | None] | None:
 
 
 def _note_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}{PARTIAL_SUFFIX}.json")
+    return target.with_name(f"{target.name}{PARTIAL_SUFFIX}{PARTIAL_NOTE_SUFFIX}")
 
 
 def _read_note(path: Path) -> dict[str, object]:

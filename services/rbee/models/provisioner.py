@@ -1,8 +1,9 @@
-"""The provisioner: a child process of the hive that fetches, converts or measures one model, line by line.
+"""The provisioner: a child process of the hive that does one long piece of work on models, line by line.
 
     python -m rbee.models.provisioner fetch --ref R --models-dir D --catalog-db DB [--attempts N …]
     python -m rbee.models.provisioner convert --ref R --path P --compute-type T --models-dir D --catalog-db DB
     python -m rbee.models.provisioner quality --ref R --path P --compute-type T --models-dir D --catalog-db DB
+    python -m rbee.models.provisioner verify [--ref R] --models-dir D --catalog-db DB
 
 Standard output carries JSON lines only: progress, narration, and as the last one exactly one of
 ``{"stage":"complete","local_path"}`` (status 0) and ``{"stage":"error","error"}`` (status 1).
@@ -15,11 +16,13 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from rbee.core.errors import InternalError, RbeeError, ServiceUnavailable
+from rbee.core.errors import InternalError, ModelDamaged, ModelNotFound, RbeeError, ServiceUnavailable
 from rbee.core.processes import die_with_parent
 from rbee.models.provisioner_command import parse
 from rbee.models.provisioner_events import EventWriter
@@ -37,7 +40,7 @@ class Stopped(BaseException):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    events = EventWriter(_claim_stdout())
+    events = EventWriter(_claim_stdout(), later=_later)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     logging.getLogger("rbee").setLevel(logging.INFO)
     _end_with_parent()
@@ -70,7 +73,7 @@ def _fetch(arguments: argparse.Namespace, events: EventWriter) -> Path:
         arguments.ref,
         provider_for(arguments.ref),
         arguments.models_dir,
-        lambda: _open_catalog(arguments.catalog_db),
+        lambda: _open_catalog(arguments),
         Transfer(policy, events),
     )
 
@@ -95,14 +98,15 @@ def _quality(arguments: argparse.Namespace, events: EventWriter) -> Path:
 
 
 def _converted(arguments: argparse.Namespace, events: EventWriter) -> Path:
-    from rbee.models.conversion import convert, sha256_of
+    from rbee.models.conversion import convert
+    from rbee.models.file_digests import digests_of
 
-    catalog = _open_catalog(arguments.catalog_db)
+    catalog = _open_catalog(arguments)
     row = catalog.find(arguments.ref)
     digest = row.digest if row is not None and row.local_path == arguments.path else None
     if digest is None:
-        digest = sha256_of(arguments.path, lambda _done, _total: None)
-        catalog.set_digest(arguments.ref, digest)
+        digest, part_digests = digests_of(arguments.path)
+        catalog.set_digests(arguments.ref, digest, part_digests)
     return convert(
         arguments.path,
         arguments.models_dir,
@@ -113,13 +117,36 @@ def _converted(arguments: argparse.Namespace, events: EventWriter) -> Path:
     )
 
 
-_COMMANDS = {"fetch": _fetch, "convert": _convert, "quality": _quality}
+def _verify(arguments: argparse.Namespace, events: EventWriter) -> Path:
+    from rbee.models.verification import Verification
+
+    catalog = _open_catalog(arguments)
+    rows = [row for row in catalog.list() if arguments.ref in (None, row.ref)]
+    if arguments.ref is not None and not rows:
+        raise ModelNotFound(str(arguments.ref), "it is not in the catalog of this node")
+    verification = Verification(catalog, arguments.models_dir, events.verifying)
+    verdicts = verification.run(rows, lambda verdict: events.verified(verdict.record()))
+    damaged = [verdict for verdict in verdicts if not verdict.is_ok]
+    if damaged:
+        raise ModelDamaged(
+            [verdict.model_ref for verdict in damaged], len(verdicts), damaged[0].problems[0].suggestion
+        )
+    return Path(arguments.models_dir)
 
 
-def _open_catalog(path: Path) -> Catalog:
+_COMMANDS = {"fetch": _fetch, "convert": _convert, "quality": _quality, "verify": _verify}
+
+
+def _open_catalog(arguments: argparse.Namespace) -> Catalog:
     from rbee.models.catalog import Catalog
 
-    return Catalog(path)
+    return Catalog(arguments.catalog_db, arguments.models_dir)
+
+
+def _later(seconds: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
 
 
 def _claim_stdout() -> TextIO:

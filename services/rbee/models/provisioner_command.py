@@ -56,8 +56,15 @@ def quality_argv(
     ]
 
 
+def verify_argv(ref: ModelRef | None, *, models_dir: Path, catalog_db: Path) -> list[str]:
+    """A command that checks one model of the catalog, or all."""
+    named = () if ref is None else ("--ref", str(ref))
+    where = ("--models-dir", str(models_dir), "--catalog-db", str(catalog_db))
+    return [sys.executable, "-m", MODULE, "verify", *named, *where]
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of either command; wrong usage ends the process with status 2."""
+    """The arguments of a command; wrong usage ends the process with status 2."""
     parser = argparse.ArgumentParser(prog="python -m " + MODULE, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser("fetch", help="make a model present on this machine")
@@ -70,8 +77,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     quality = commands.add_parser("quality", help="compare a conversion with float32")
     quality.add_argument("--path", type=Path, required=True)
     quality.add_argument("--compute-type", required=True)
-    for command in (fetch, convert, quality):
-        command.add_argument("--ref", type=_reference, required=True)
+    verify = commands.add_parser("verify", help="check models of the catalog against their digests")
+    for command in (fetch, convert, quality, verify):
+        command.add_argument("--ref", type=_reference, required=command is not verify)
         command.add_argument("--models-dir", type=Path, required=True)
         command.add_argument("--catalog-db", type=Path, required=True)
     return parser.parse_args(argv)

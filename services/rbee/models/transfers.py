@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from rbee.core.errors import DownloadFailed, DownloadTimeout
 
 T = TypeVar("T")
+
+RENEWING_BYTES = 16 * 1024 * 1024
+"""A transfer that moved this much since its last failure is on its way, and gets all its attempts again."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class TransferInterrupted(Exception):
 
 
 class Transfer:
-    """The attempts of fetching one model. Asking the source and moving the bytes draw on the same number."""
+    """The attempts of fetching one model. Asking the source and moving the bytes draw on the same number.
+
+    A large model over a poor line is not given up while it gets on: see ``RENEWING_BYTES``.
+    """
 
     def __init__(
         self,
@@ -66,6 +73,7 @@ class Transfer:
         self._sleep = sleep
         self._failures = 0
         self._stalls = 0
+        self._moved = 0
 
     def attempt(self, operation: Callable[[], T]) -> T:
         """Run ``operation`` until it gives a result, waiting between attempts as the policy says.
@@ -80,7 +88,24 @@ class Transfer:
             except TransferInterrupted as interruption:
                 self._failed(interruption)
 
+    def moved(self, count: int) -> None:
+        """Note that ``count`` bytes have arrived."""
+        self._moved += count
+
+    @contextmanager
+    def of_part(self, before: int, total: int | None) -> Iterator[None]:
+        """Report what is transferred inside as a part of ``total`` bytes, ``before`` of which precede it."""
+        whole = self.listener
+        self.listener = _PartListener(whole, before, total)
+        try:
+            yield
+        finally:
+            self.listener = whole
+
     def _failed(self, interruption: TransferInterrupted) -> None:
+        if self._moved >= RENEWING_BYTES:
+            self._failures = self._stalls = 0
+        self._moved = 0
         self._failures += 1
         self._stalls += interruption.stalled
         if self._failures >= self.policy.attempts:
@@ -96,3 +121,21 @@ class Transfer:
             f"Retrying download (attempt {self._failures + 1}/{self.policy.attempts})... delay {delay_ms}ms",
         )
         self._sleep(delay_ms / 1000)
+
+
+class _PartListener:
+    """Counts the bytes of one file among those of all files of its model."""
+
+    def __init__(self, whole: TransferListener, before: int, total: int | None) -> None:
+        self._whole = whole
+        self._before = before
+        self._total = total
+
+    def begin(self, done: int) -> None:
+        self._whole.begin(self._before + done)
+
+    def received(self, done: int, total: int | None) -> None:  # noqa: ARG002 - the part's own size
+        self._whole.received(self._before + done, self._total)
+
+    def narrate(self, action: str, human: str) -> None:
+        self._whole.narrate(action, human)

@@ -116,6 +116,14 @@ class HiveApi(Protocol):
 
     def models(self) -> list[dict[str, Any]]: ...
 
+    def model(self, model_ref: str) -> dict[str, Any]:
+        """All that the hive knows of one model of its catalog."""
+
+    def verify_models(self, model_ref: str | None) -> Events:
+        """Progress and verdicts on one model, or on all."""
+
+    def prune_models(self, unused_for_days: float | None, dry_run: bool) -> dict[str, Any]: ...
+
     def remove_model(self, model_ref: str) -> None: ...
 
     def measure_quality(self, model_ref: str) -> Events:

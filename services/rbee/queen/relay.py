@@ -87,24 +87,48 @@ def relay_quality(hive: HiveApi, events: Events, send: Send) -> dict[str, Any]:
         the error the hive reports; BadHiveResponse when the stream ends without an outcome.
     """
     figures: dict[str, Any] | None = None
+    for stage, data in _stages(hive, events, send):
+        if stage == "measured":
+            figures = data
+        elif stage == "complete":
+            break
+        else:
+            send(encode_event({"stage": stage, **data}, "progress"))
+    if figures is None:
+        raise BadHiveResponse(hive.host, "the comparison's stream ended without an outcome")
+    return figures
+
+
+def relay_verification(hive: HiveApi, events: Events, send: Send) -> list[dict[str, Any]]:
+    """Pass the progress of a verification and each verdict on until the end; returns the verdicts.
+
+    Raises:
+        the error the hive reports, ModelDamaged among them; BadHiveResponse when the stream has no outcome.
+    """
+    verdicts: list[dict[str, Any]] = []
+    for stage, data in _stages(hive, events, send):
+        if stage == "complete":
+            return verdicts
+        if stage == "verified":
+            verdicts.append(data)
+            send(encode_event(data, "verdict"))
+        else:
+            send(encode_event({"stage": stage, **data}, "progress"))
+    raise BadHiveResponse(hive.host, "the verification's stream ended without an outcome")
+
+
+def _stages(hive: HiveApi, events: Events, send: Send) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """The stages of a stream with what they carry; narration is passed on, an error raised."""
     for event in events:
         if event.is_done_marker:
-            break
+            return
         if event.name:
             send(event.raw)
             continue
         data = _data_of(event, hive)
         if "error" in data:
             raise error_from_fields(data["error"])
-        if data.get("stage") == "measured":
-            figures = {name: value for name, value in data.items() if name != "stage"}
-        elif data.get("stage") == "complete":
-            break
-        else:
-            send(encode_event(data, "progress"))
-    if figures is None:
-        raise BadHiveResponse(hive.host, "the comparison's stream ended without an outcome")
-    return figures
+        yield data.pop("stage", None), data
 
 
 def relay_startup(hive: HiveApi, events: Events, send: Send) -> None:

@@ -24,6 +24,7 @@ class FakeProvisioner:
         self.fetches: list[ModelRef] = []
         self.conversions: list[tuple[ModelRef, str]] = []
         self.measurements: list[tuple[Path, ModelRef, str]] = []
+        self.verifications: list[ModelRef | None] = []
         self.events: list[WireEvent] = []
         self.error: RbeeError | None = None
         self.gate = Event()
@@ -46,6 +47,10 @@ class FakeProvisioner:
         self.measurements.append((local.path, ref, compute_type))
         self._work(on_event)
         on_event({"event": "progress", "data": {"stage": "measured", "compute_type": compute_type}})
+
+    def verify(self, ref: ModelRef | None, on_event: OnEvent) -> None:
+        self.verifications.append(ref)
+        self._work(on_event)
 
     def close(self) -> None:
         self._is_closed = True

@@ -21,7 +21,8 @@ from rbee.hive.devices import MIB, Devices, NodeDevices
 from rbee.hive.local_models import LocalModel, ModelFormat
 from rbee.hive.memory_claims import MemoryClaim
 from rbee.hive.preflight import Placement, Preflight, choose_device, required_mb
-from rbee.models.conversion import convert, sha256_of
+from rbee.models.conversion import convert
+from rbee.models.storage import sha256_of_file
 from rbee.testing.fake_device_probe import FakeDeviceProbe, fake_gpus
 from support.gguf_factory import TinyModel
 from support.tiny_ct2 import write_tiny_model
@@ -201,7 +202,7 @@ def test_a_cuda_device_takes_mixed_int8(small_gguf: LocalModel) -> None:
 def test_a_finished_conversion_needs_no_more_disk_and_no_look_at_the_header(
     small_gguf: LocalModel, tmp_path: Path
 ) -> None:
-    digest = sha256_of(small_gguf.path)
+    digest = sha256_of_file(small_gguf.path)
     convert(small_gguf.path, tmp_path / "models", "float32", sha256=digest, on_progress=lambda *_: None)
     known = replace(small_gguf, digest=digest)
     small_gguf.path.write_text("no longer a GGUF, which nobody looks at")

@@ -166,3 +166,16 @@ def test_work_is_marked_over_before_anybody_who_waited_goes_on() -> None:
     work.start(lambda _tell: 1, lambda: order.append("over"))
     waiting.join(5)
     assert order == ["over", "reader"]
+
+
+def test_figures_that_were_held_back_are_shown_when_nothing_follows_them() -> None:
+    log = ProgressLog()
+    log.add(progress(1))
+    log.add(progress(2))
+    assert log.latest_progress == progress(1)["data"]
+    seen = []
+    for event in log.follow():
+        seen.append(event)
+        if event == progress(2):
+            break
+    assert seen == [progress(1), progress(2)]

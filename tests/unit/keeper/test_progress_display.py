@@ -51,6 +51,10 @@ def loading(done: int) -> dict[str, object]:
             {"stage": "measuring", "layers_done": 3, "layers_total": 30},
             "Measuring quality... [██------------------] 10% (3/30 layers)",
         ),
+        (
+            {"stage": "verifying", "model_ref": "hf:a/b", "bytes_verified": MIB, "bytes_total": 4 * MIB},
+            "Verifying models... [█████---------------] 25% (1.0 MB / 4.0 MB)",
+        ),
         (loading(24), "Loading model to VRAM... [███████████████-----] 75% (24/32 layers)"),
         ({"stage": "polishing"}, None),
     ],
@@ -125,6 +129,23 @@ def test_a_terminal_gets_one_line_redrawn_in_place_with_the_time_left() -> None:
     assert drawn.count("\n") == 1
     assert drawn.count("\r\x1b[K") == 3
     assert " ETA 0:06" in drawn
+
+
+def test_a_stage_without_a_speed_is_timed_by_how_it_went_so_far() -> None:
+    clock, err = Clock(), Tty()
+    display = ProgressDisplay(Terminal(io.StringIO(), err), clock=clock)
+    for done in (0, 68, 204, 272):
+        display.show({"stage": "converting", "tensors_done": done, "tensors_total": 272})
+        clock.now += 10
+    display.show({"stage": "verifying", "bytes_verified": 0, "bytes_total": 100 * MIB})
+    clock.now += 5
+    display.show({"stage": "verifying", "bytes_verified": 25 * MIB, "bytes_total": 100 * MIB})
+    drawn = err.getvalue().split("\r\x1b[K")
+    assert "ETA" not in drawn[1]
+    assert drawn[2].endswith("25% (68/272 tensors) ETA 0:30")
+    assert drawn[3].endswith("75% (204/272 tensors) ETA 0:07")
+    assert "ETA" not in drawn[4]
+    assert drawn[6].endswith("25% (25.0 MB / 100.0 MB) ETA 0:15")
 
 
 def test_no_time_is_promised_that_cannot_be_told() -> None:

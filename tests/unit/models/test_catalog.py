@@ -13,7 +13,7 @@ import pytest
 
 from rbee.core.errors import ServiceUnavailable
 from rbee.core.references import ModelRef, parse_model_ref
-from rbee.models.catalog import Catalog, catalog_record
+from rbee.models.catalog import MIGRATIONS, Catalog, catalog_record
 from rbee.models.gguf_file import GgufSummary
 from support.daemons import environment
 
@@ -58,6 +58,8 @@ def test_a_row_has_the_columns_of_the_contract(catalog: Catalog, model: Path, tm
         "local_path": str(model),
         "size_bytes": 100,
         "digest": DIGEST,
+        "revision": None,
+        "part_digests": None,
         "downloaded_at_unix": 1_900_000_000,
         "last_used_unix": None,
     }
@@ -113,7 +115,7 @@ def test_a_row_whose_file_is_gone_is_dropped(catalog: Catalog, model: Path) -> N
 
 def test_a_digest_noted_later_and_the_last_use_are_kept(catalog: Catalog, model: Path) -> None:
     catalog.add(REPO, model, 100)
-    catalog.set_digest(REPO, DIGEST)
+    catalog.set_digests(REPO, DIGEST)
     catalog.touch(REPO)
     row = catalog.find(REPO)
     assert row is not None
@@ -136,7 +138,7 @@ def test_a_registered_file_that_changed_in_place_loses_its_digest(tmp_path: Path
     assert changed is not None
     assert changed.digest is None
 
-    catalog.set_digest(ref, DIGEST)
+    catalog.set_digests(ref, DIGEST)
     model.write_bytes(b"GGUF")
     os.utime(model, (clock.now - 5, clock.now - 5))
     shrunk = catalog.find(ref)
@@ -180,7 +182,7 @@ def test_a_catalog_that_cannot_be_opened_is_a_named_error_and_is_not_moved(tmp_p
 
 def test_the_schema_version_is_stored_for_later_migrations(catalog: Catalog, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "state" / "models.db") as raw:
-        assert raw.execute("PRAGMA user_version").fetchone() == (1,)
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [(MIGRATIONS.head,)]
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
@@ -218,6 +220,7 @@ def test_the_api_record_adds_what_the_header_says_and_null_without_one(catalog: 
         "local_path": str(model),
         "size_bytes": 100,
         "digest": DIGEST,
+        "revision": None,
         "downloaded_at_unix": 1_900_000_000,
         "last_used_unix": None,
         "format": "gguf",
@@ -231,6 +234,7 @@ def test_the_api_record_adds_what_the_header_says_and_null_without_one(catalog: 
     bare = catalog_record(row, None)
     assert bare.keys() == record.keys()
     assert [key for key, value in bare.items() if value is None] == [
+        "revision",
         "last_used_unix",
         "architecture",
         "quantization",

@@ -23,11 +23,12 @@ from rbee.models.conversion import (
     convert,
     converted_folder,
     estimate_converted_bytes,
-    sha256_of,
 )
 from rbee.models.conversion_lock import ConversionProgress, conversion_owner, exclusive_conversion
+from rbee.models.file_digests import digests_of
 from rbee.models.gguf_file import read_gguf
 from rbee.models.sample_texts import SampleSet, digest_of
+from rbee.models.storage import sha256_of_file
 from support.gguf_factory import TinyModel
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,7 +93,7 @@ def test_the_description_repeats_what_the_file_says(source: Path, models_dir: Pa
     folder = convert(source, models_dir, "int8_float32", on_progress=silent)
     described = json.loads((folder / "rbee.json").read_text())
     file = read_gguf(source)
-    assert described["source_sha256"] == sha256_of(source)
+    assert described["source_sha256"] == sha256_of_file(source)
     assert described["source_size_bytes"] == source.stat().st_size
     assert described["compute_type"] == "int8_float32"
     assert described["parameters"] == file.parameters
@@ -125,7 +126,7 @@ def test_a_second_conversion_returns_the_folder_without_work(source: Path, model
 def test_compute_types_of_one_model_lie_side_by_side(source: Path, models_dir: Path) -> None:
     folders = {convert(source, models_dir, kind, on_progress=silent) for kind in ("int8", "float32")}
     assert len(folders) == 2
-    digest = sha256_of(source)
+    digest = sha256_of_file(source)
     assert converted_folder(models_dir, digest, "int8") in folders
     assert converted_folder(models_dir, digest, "float16") is None
 
@@ -137,7 +138,7 @@ def test_a_folder_of_another_recipe_is_converted_again(
     folder = convert(source, models_dir, "int8", on_progress=silent)
     (folder / "old").touch()
     monkeypatch.undo()
-    assert converted_folder(models_dir, sha256_of(source), "int8") is None
+    assert converted_folder(models_dir, sha256_of_file(source), "int8") is None
     assert convert(source, models_dir, "int8", on_progress=silent) == folder
     assert not (folder / "old").exists()
 
@@ -147,7 +148,7 @@ def test_a_damaged_folder_is_converted_again(source: Path, models_dir: Path, nam
     folder = convert(source, models_dir, "int8", on_progress=silent)
     intact = (folder / name).read_bytes()
     (folder / name).write_bytes(intact[: len(intact) // 2])
-    assert converted_folder(models_dir, sha256_of(source), "int8") is None
+    assert converted_folder(models_dir, sha256_of_file(source), "int8") is None
     convert(source, models_dir, "int8", on_progress=silent)
     assert (folder / name).read_bytes() == intact
 
@@ -215,7 +216,7 @@ def test_two_processes_convert_once_and_get_the_same_folder(source: Path, models
     with converter(source, models_dir) as first:
         assert first.stdout is not None
         assert first.stdout.readline().startswith("0 ")
-        key = f"{sha256_of(source)}-int8"
+        key = f"{sha256_of_file(source)}-int8"
         owner = conversion_owner(models_dir / "ct2", key)
         assert owner is not None
         assert owner.pid == first.pid
@@ -239,7 +240,7 @@ def test_a_killed_conversion_gives_way_and_its_leftovers_go(source: Path, models
         wait_until(lambda: any(ct2.glob(".*.partial")))
         doomed.send_signal(signal.SIGKILL)
         doomed.wait(10)
-    assert conversion_owner(ct2, f"{sha256_of(source)}-int8") is None
+    assert conversion_owner(ct2, f"{sha256_of_file(source)}-int8") is None
     other = TinyModel(seed=1).write(source.with_name("other.gguf"))
     convert(other, models_dir, "int8", on_progress=silent)
     assert not list(ct2.glob(".*.partial"))
@@ -272,12 +273,12 @@ def test_an_estimate_is_close_to_the_result_and_not_below_it(tmp_path: Path, mod
 def test_hashing_reports_bytes_and_gives_the_sha256(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(bytes(9 * 2**20))
-    seen: list[tuple[int, int]] = []
-    digest = sha256_of(file, lambda done, total: seen.append((done, total)))
-    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert seen[-1] == (9 * 2**20, 9 * 2**20)
+    read: list[int] = []
+    assert digests_of(file, read.append) == (hashlib.sha256(file.read_bytes()).hexdigest(), ())
+    assert sum(read) == 9 * 2**20
+    assert len(read) > 1
     with pytest.raises(ModelNotFound):
-        sha256_of(tmp_path / "gone")
+        digests_of(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(

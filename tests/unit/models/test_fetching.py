@@ -163,7 +163,7 @@ def test_a_file_of_the_node_is_recorded_without_being_read(
     assert row is not None
     assert (row.local_path, row.size_bytes, row.digest) == (path, len(CONTENT), None)
 
-    catalog.set_digest(ref, DIGEST)
+    catalog.set_digests(ref, DIGEST)
     fetch_model(ref, LocalFileProvider(), models_dir, lambda: catalog, transfer)
     again = catalog.find(ref)
     assert again is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.models.providers.gguf_choice import PREFERENCE, NoSuchGguf, choose_gguf
+from rbee.models.providers.gguf_choice import PREFERENCE, NoSuchGguf, choose_gguf, named_parts
 
 REPOSITORY = [
     "README.md",
@@ -62,11 +62,39 @@ def test_the_folder_of_a_file_may_carry_the_quantisation() -> None:
     assert choose_gguf(["Q8_0/model.gguf", "Q4_0/model.gguf"], "Q4_0") == "Q4_0/model.gguf"
 
 
-def test_split_files_are_no_candidates() -> None:
-    names = ["m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf", "m-Q2_K.gguf"]
-    assert choose_gguf(names, "") == "m-Q2_K.gguf"
-    with pytest.raises(NoSuchGguf, match="split"):
-        choose_gguf(names[:2], "")
+SPLIT = ["m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf"]
+
+
+def test_a_split_model_is_named_by_its_first_part_and_fetched_as_all() -> None:
+    assert choose_gguf([*SPLIT, "m-Q2_K.gguf"], "") == SPLIT[0]
+    assert choose_gguf(SPLIT, "q4_k_m") == SPLIT[0]
+    assert named_parts(SPLIT, SPLIT[0]) == SPLIT
+    assert named_parts([*SPLIT, "m-Q2_K.gguf"], "m-Q2_K.gguf") == ["m-Q2_K.gguf"]
+
+
+def test_a_whole_file_is_preferred_to_a_split_one_of_the_same_quantisation() -> None:
+    whole = "a-much-longer-name-of-the-model-Q4_K_M.gguf"
+    assert choose_gguf([*SPLIT, whole], "") == whole
+    assert choose_gguf([*SPLIT, "m-Q8_0.gguf"], "") == SPLIT[0]
+
+
+def test_a_split_model_without_all_its_parts_is_no_candidate() -> None:
+    assert choose_gguf([SPLIT[1], "m-Q2_K.gguf"], "") == "m-Q2_K.gguf"
+    with pytest.raises(NoSuchGguf, match="incomplete split files"):
+        choose_gguf(SPLIT[:1], "")
+    with pytest.raises(NoSuchGguf, match=f"lacks 1 of its parts, first {SPLIT[1]}"):
+        named_parts(SPLIT[:1], SPLIT[0])
+
+
+def test_another_part_than_the_first_is_refused_and_the_first_named() -> None:
+    with pytest.raises(NoSuchGguf, match=f"part 2 of 2; name the first part: {SPLIT[0]}"):
+        named_parts(SPLIT, SPLIT[1])
+
+
+def test_one_part_of_one_is_a_whole_file() -> None:
+    name = "m-Q4_0-00001-of-00001.gguf"
+    assert choose_gguf([name], "") == name
+    assert named_parts([name], name) == [name]
 
 
 def test_projectors_and_importance_matrices_are_no_models() -> None:

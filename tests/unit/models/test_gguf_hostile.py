@@ -167,6 +167,7 @@ ODD = st.one_of(
 @given(st.dictionaries(st.sampled_from(KEYS), ODD | st.none(), min_size=1, max_size=3))
 @example({"attention.head_count": 0})
 @example({"attention.head_count_kv": 2**31 - 1})
+@example({"embedding_length": 2**31 - 1, "context_length": 2**31 - 1})
 @example({"block_count": 2**31 - 1, "context_length": 2**32 - 1})
 @settings(BOUNDED, max_examples=60)
 def test_any_sizes_in_the_metadata_are_refused_or_give_a_fit(

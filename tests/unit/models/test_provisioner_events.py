@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,19 @@ def test_a_reader_that_has_gone_ends_the_process_and_is_no_network_error(clock: 
     with pytest.raises(ReaderGone) as caught:
         writer.narrate("model_download", "x")
     assert not isinstance(caught.value, Exception)
+
+
+def test_figures_that_were_held_back_are_shown_when_nothing_follows_them(
+    stream: io.StringIO, clock: Clock
+) -> None:
+    waiting: list[Callable[[], None]] = []
+    writer = EventWriter(stream, clock=clock, later=lambda _seconds, call: waiting.append(call))
+    writer.received(1, 10)
+    writer.received(2, 10)
+    writer.received(3, 10)
+    assert [event["bytes_downloaded"] for event in _events(stream)] == [1]
+    (call,) = waiting
+    call()
+    assert [event["bytes_downloaded"] for event in _events(stream)] == [1, 3]
+    call()
+    assert len(_events(stream)) == 2

@@ -1,4 +1,4 @@
-"""The models directory: where fetched files go, and that removal takes only what is ours and unused."""
+"""The models directory: where fetched files go, and what its limits are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 from rbee.core.errors import DiskFull, ModelNotFound, ServiceUnavailable
 from rbee.core.references import parse_model_ref
-from rbee.models.catalog import Catalog
-from rbee.models.storage import remove_model, require_disk, target_for, write_error
+from rbee.models.storage import require_disk, target_for, write_error
 
 REPO = parse_model_ref("hf:org/repo")
 QUANT = parse_model_ref("hf:org/repo:Q4_0")
@@ -22,21 +21,6 @@ def models_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "models"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
-    return Catalog(tmp_path / "models.db")
-
-
-def _write(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"GGUF")
-    return path
-
-
-def _conversion(models_dir: Path, digest: str = DIGEST) -> Path:
-    return _write(models_dir / "ct2" / f"{digest}-float32" / "model.bin").parent
 
 
 def test_a_fetched_file_lies_under_provider_and_reference(models_dir: Path) -> None:
@@ -90,60 +74,3 @@ def test_a_write_that_fails_otherwise_names_file_and_reason(tmp_path: Path) -> N
     error = write_error(PermissionError(errno.EACCES, "Permission denied"), tmp_path / "a.gguf", 1)
     assert isinstance(error, ServiceUnavailable)
     assert error.message == f"Cannot write {tmp_path}/a.gguf: Permission denied"
-
-
-def test_remove_takes_file_conversions_and_row(models_dir: Path, catalog: Catalog) -> None:
-    file = _write(models_dir / "hf" / "org" / "repo" / "a.gguf")
-    _write(file.with_name("a.gguf.partial"))
-    conversion = _conversion(models_dir)
-    other = _conversion(models_dir, "ef" * 32)
-    catalog.add(REPO, file, 4, DIGEST)
-    removed = remove_model(models_dir, catalog, REPO)
-    assert removed is not None
-    assert removed.ref == REPO
-    assert not (models_dir / "hf" / "org").exists()
-    assert not conversion.exists()
-    assert sorted(path.name for path in (models_dir / "ct2").iterdir()) == [other.name]
-    assert catalog.list() == ()
-    assert remove_model(models_dir, catalog, REPO) is None
-
-
-def test_remove_keeps_what_another_reference_uses(models_dir: Path, catalog: Catalog) -> None:
-    file = _write(models_dir / "hf" / "org" / "repo" / "a.gguf")
-    conversion = _conversion(models_dir)
-    catalog.add(REPO, file, 4, DIGEST)
-    catalog.add(QUANT, file, 4, DIGEST)
-    remove_model(models_dir, catalog, REPO)
-    assert file.exists()
-    assert conversion.exists()
-    remove_model(models_dir, catalog, QUANT)
-    assert not file.exists()
-    assert not conversion.exists()
-
-
-def test_remove_of_a_registered_file_takes_row_and_conversions_only(
-    models_dir: Path, catalog: Catalog
-) -> None:
-    file = _write(models_dir / "own" / "a.gguf")
-    ref = parse_model_ref(f"file:{file}")
-    conversion = _conversion(models_dir)
-    catalog.add(ref, file, 4, DIGEST)
-    remove_model(models_dir, catalog, ref)
-    assert file.exists()
-    assert not conversion.exists()
-    assert catalog.find(ref) is None
-
-
-def test_remove_never_follows_a_path_out_of_the_models_directory(
-    models_dir: Path, catalog: Catalog, tmp_path: Path
-) -> None:
-    cached = _write(tmp_path / "cache" / "blob.gguf")
-    link = models_dir / "hf" / "org" / "repo" / "a.gguf"
-    link.parent.mkdir(parents=True)
-    link.symlink_to(cached)
-    catalog.add(REPO, cached, 4)
-    catalog.add(QUANT, link, 4)
-    remove_model(models_dir, catalog, REPO)
-    remove_model(models_dir, catalog, QUANT)
-    assert cached.exists()
-    assert catalog.list() == ()

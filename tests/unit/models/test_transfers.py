@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rbee.core.errors import DownloadFailed, DownloadTimeout, ModelNotFound
-from rbee.models.transfers import RetryPolicy, Transfer, TransferInterrupted
+from rbee.models.transfers import RENEWING_BYTES, RetryPolicy, Transfer, TransferInterrupted
 from support.listeners import RecordingListener
 
 RESET = "Connection reset by peer"
@@ -50,6 +50,41 @@ def test_the_default_schedule_is_six_attempts_with_doubling_delays(
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.6]
     assert caught.value.details == {"attempts": 6, "last_error": RESET}
     assert caught.value.message == f"Model download failed after 6 attempts: {RESET}"
+
+
+def test_a_transfer_that_gets_on_has_all_its_attempts_again(transfer: Transfer, waits: list[float]) -> None:
+    failures = [TransferInterrupted(RESET) for _ in range(20)]
+
+    def move() -> None:
+        transfer.moved(RENEWING_BYTES)
+        if failures:
+            raise failures.pop()
+
+    transfer.attempt(move)
+    assert waits == [0.1] * 20
+
+
+def test_a_transfer_that_hardly_moves_is_given_up_after_six_attempts(transfer: Transfer) -> None:
+    asked = 0
+
+    def creep() -> None:
+        nonlocal asked
+        asked += 1
+        transfer.moved(RENEWING_BYTES // 6)
+        raise TransferInterrupted(RESET)
+
+    with pytest.raises(DownloadFailed):
+        transfer.attempt(creep)
+    assert asked == 6
+
+
+def test_a_part_counts_among_the_bytes_of_the_whole(transfer: Transfer, listener: RecordingListener) -> None:
+    with transfer.of_part(100, 250):
+        transfer.listener.begin(10)
+        transfer.listener.received(20, 50)
+    transfer.listener.received(1, 2)
+    assert listener.begun == [110]
+    assert listener.progress == [(120, 250), (1, 2)]
 
 
 def test_a_retry_is_narrated_in_the_words_of_the_contract(

@@ -1,4 +1,4 @@
-"""Fetches and converts models in child processes: their memory, crashes and deaths are not the hive's."""
+"""Fetches, converts and verifies models in child processes, whose memory and crashes are not the hive's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rbee.hive.local_models import LocalModel
 from rbee.hive.preflight import required_mb
 from rbee.hive.shared_work import OnEvent
 from rbee.hive.threads import in_thread
-from rbee.models.provisioner_command import convert_argv, fetch_argv, quality_argv
+from rbee.models.provisioner_command import convert_argv, fetch_argv, quality_argv, verify_argv
 
 log = get_logger("model-provisioner")
 
@@ -64,7 +64,7 @@ class ProvisionerProcess:
             stall_timeout_s=timing.download_stall_timeout_s,
         )
         try:
-            return self._run(argv, ref, on_event)
+            return self._run(argv, str(ref), on_event)
         except _NoResult as died:
             raise DownloadFailed(1, f"the download process {died.reason}") from died
 
@@ -72,7 +72,7 @@ class ProvisionerProcess:
         available_mb = self._probe.ram_available_mb()
         argv = convert_argv(ref, local.path, compute_type, **self._where())
         try:
-            return self._run(argv, ref, on_event)
+            return self._run(argv, str(ref), on_event)
         except _NoResult as died:
             if died.was_killed:
                 raise _out_of_memory(local, compute_type, available_mb) from died
@@ -84,12 +84,20 @@ class ProvisionerProcess:
         available_mb = self._probe.ram_available_mb()
         argv = quality_argv(ref, local.path, compute_type, **self._where())
         try:
-            self._run(argv, ref, on_event)
+            self._run(argv, str(ref), on_event)
         except _NoResult as died:
             if died.was_killed:
                 raise _out_of_memory(local, compute_type, available_mb) from died
             raise InternalError(
                 f"The comparison {died.reason}", details={"exit_status": died.status}
+            ) from died
+
+    def verify(self, ref: ModelRef | None, on_event: OnEvent) -> None:
+        try:
+            self._run(verify_argv(ref, **self._where()), "all" if ref is None else str(ref), on_event)
+        except _NoResult as died:
+            raise InternalError(
+                f"The verification {died.reason}", details={"exit_status": died.status}
             ) from died
 
     def close(self) -> None:
@@ -109,7 +117,7 @@ class ProvisionerProcess:
     def _where(self) -> dict[str, Path]:
         return {"models_dir": self._settings.models_dir, "catalog_db": self._settings.catalog_db}
 
-    def _run(self, argv: Sequence[str], ref: ModelRef, on_event: OnEvent) -> Path:
+    def _run(self, argv: Sequence[str], model_ref: str, on_event: OnEvent) -> Path:
         """Run one child to its end and give the path that it reported.
 
         Raises:
@@ -118,7 +126,7 @@ class ProvisionerProcess:
         """
         self._refuse_when_closed()
         process = self._start(argv)
-        stderr = _Stderr(str(ref))
+        stderr = _Stderr(model_ref)
         copying = gevent.spawn(stderr.copy, process.stderr)
         try:
             final = _read_events(process.stdout, on_event)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """What a source has under a reference; size and digest are the model file's, where it names them."""
+    """What a source has under a reference; size and digest are the model's, where it names them.
+
+    Of a split model ``filename`` and ``local_path`` are the first part's, size and digest those of all parts.
+    """
 
     filename: str
     size_bytes: int | None = None
@@ -24,7 +27,14 @@ class RemoteModel:
     local_path: Path | None = None
     """Set when the file is on this machine already and is to be used where it lies."""
     download: RemoteFile | None = None
-    """What would be transferred: the file itself or an archive that holds it."""
+    """What would be transferred: the file itself or an archive that holds it; None with ``parts``."""
+    parts: tuple[RemoteModel, ...] = ()
+    """All files of a split model in order; none of a whole one."""
+
+    @property
+    def files(self) -> tuple[RemoteModel, ...]:
+        """The files one by one: the parts, or the model itself."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,10 @@ class ModelProvider(Protocol):
         """Ask the source what ``ref`` means."""
 
     def fetch(self, ref: ModelRef, remote: RemoteModel, target: Path, transfer: Transfer) -> FetchedFile:
-        """Bring the resolved model to ``target``; called only where ``remote.local_path`` is None."""
+        """Bring a file to ``target``: the resolved model, or one of its parts.
+
+        Called only where ``remote.local_path`` is None.
+        """
 
 
 def provider_for(ref: ModelRef) -> ModelProvider:

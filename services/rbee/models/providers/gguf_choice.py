@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from rbee.core.references import GGUF_SUFFIX
+from rbee.models.split_files import split_name
 
 PREFERENCE = (
     "Q4_K_M",
@@ -30,7 +31,6 @@ PREFERENCE = (
 )
 """The order of the contract for a reference without a quantisation."""
 
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 # A vision projector or an importance matrix lies beside the model in the same format and is no model.
 _COMPANION = re.compile(r"(^|[-._])(mmproj|imatrix)([-._]|$)", re.IGNORECASE)
 # What names a quantisation at all; any other word of a file name must not pass for one.
@@ -48,21 +48,50 @@ class NoSuchGguf(LookupError):
 def choose_gguf(filenames: Iterable[str], variant: str) -> str:
     """The file of a quantisation (any letter case), or the first of ``PREFERENCE`` for an empty ``variant``.
 
-    Split files (``-00001-of-0000N.gguf``) are no candidates. A repository with a single GGUF of no known name
-    means that one. Of several files of one quantisation the one with the shortest path is taken.
+    A model that is split over several files is named by its first part, and is a candidate when all are
+    there. A repository with a single model of no known name means that one. Of several models of one
+    quantisation a whole file is taken before a split one, then the one with the shortest path.
 
     Raises:
         NoSuchGguf: nothing fits.
     """
     found = sorted({name for name in filenames if name.lower().endswith(GGUF_SUFFIX)})
-    candidates = [name for name in found if not _SPLIT.search(name) and not _is_companion(name)]
+    candidates = [name for name in found if not _is_companion(name) and _is_model(name, set(found))]
     for wanted in [variant] if variant else PREFERENCE:
         matching = [name for name in candidates if _has_quantisation(name, wanted)]
         if matching:
-            return min(matching, key=lambda name: (len(name), name))
+            return min(matching, key=lambda name: (split_name(name) is not None, len(name), name))
     if not variant and len(candidates) == 1:
         return candidates[0]
     raise NoSuchGguf(_explain(found, candidates, variant))
+
+
+def named_parts(filenames: Iterable[str], name: str) -> list[str]:
+    """The files of the model that ``name`` names: itself, or all parts by the first.
+
+    Raises:
+        NoSuchGguf: it is not there, or another part than the first, or parts are missing.
+    """
+    there = set(filenames)
+    if name not in there:
+        raise NoSuchGguf("the repository has no such file")
+    split = split_name(name)
+    if split is None:
+        return [name]
+    if split.number != 1:
+        raise NoSuchGguf(
+            f"the file is part {split.number} of {split.count}; name the first part: {split.part(1)}"
+        )
+    missing = [part for part in split.parts if part not in there]
+    if missing:
+        raise NoSuchGguf(f"the repository lacks {len(missing)} of its parts, first {missing[0]}")
+    return split.parts
+
+
+def _is_model(name: str, found: set[str]) -> bool:
+    """Whether the name stands for a whole model: a file that is no part, or the first of all parts."""
+    split = split_name(name)
+    return split is None or (split.number == 1 and found.issuperset(split.parts))
 
 
 def _is_companion(name: str) -> bool:
@@ -83,7 +112,7 @@ def _explain(found: list[str], candidates: list[str], variant: str) -> str:
     if not found:
         return "the repository has no GGUF file"
     if not candidates:
-        return "the repository has only split or companion GGUF files, which cannot be used"
+        return "the repository has only incomplete split files or companions of models"
     listed = ", ".join(candidates[:_SHOWN]) + (", …" if len(candidates) > _SHOWN else "")
     what = f"no file with quantisation {variant}" if variant else "several GGUF files of unknown quantisation"
     return f"{what}; there are: {listed}"

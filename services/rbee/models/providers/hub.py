@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,8 @@ from rbee.core.references import ModelRef
 from rbee.models.download import CONNECT_TIMEOUT_S, RemoteFile, UntrustedServer, download
 from rbee.models.network_errors import TRANSIENT_STATUSES, is_untrusted, network_reason, retry_after_s
 from rbee.models.providers import FetchedFile, RemoteModel
-from rbee.models.providers.gguf_choice import NoSuchGguf, choose_gguf
+from rbee.models.providers.gguf_choice import NoSuchGguf, choose_gguf, named_parts
+from rbee.models.split_files import combined_digest, split_name
 from rbee.models.transfers import Transfer, TransferInterrupted
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,7 +61,8 @@ class HubProvider:
             return cached
         try:
             with _hub_errors(ref):
-                found = self._ask_file(ref) if ref.names_file else self._ask_repository(ref)
+                is_single = ref.names_file and split_name(ref.variant) is None
+                found = self._ask_file(ref) if is_single else self._ask_repository(ref)
         except TransferInterrupted:
             cached = self._from_cache(ref)
             if cached is None:
@@ -90,11 +92,14 @@ class HubProvider:
         )
         files = {file.rfilename: file for file in info.siblings or []}
         try:
-            chosen = files[choose_gguf(files, ref.variant)]
+            names = _files_of(ref, files)
         except NoSuchGguf as error:
             raise ModelNotFound(str(ref), str(error)) from error
-        sha256 = chosen.lfs.sha256 if chosen.lfs else None
-        return self._remote(ref, chosen.rfilename, chosen.size, sha256, info.sha)
+        parts = []
+        for file in (files[name] for name in names):
+            sha256 = file.lfs.sha256 if file.lfs else None
+            parts.append(self._remote(ref, file.rfilename, file.size, sha256, info.sha))
+        return _joined(parts)
 
     def _remote(
         self, ref: ModelRef, filename: str, size: int | None, sha256: str | None, revision: str | None
@@ -106,6 +111,11 @@ class HubProvider:
         return RemoteModel(filename, size, sha256, revision, download=download)
 
     def _prefer_cache(self, ref: ModelRef, found: RemoteModel) -> RemoteModel:
+        """What the cache has instead, when it has all files of the model as the hub has them now."""
+        cached = [self._cached(ref, part) for part in found.parts or (found,)]
+        return _joined([part for part in cached if part]) if all(cached) else found
+
+    def _cached(self, ref: ModelRef, found: RemoteModel) -> RemoteModel | None:
         for revision in (found.revision, constants.DEFAULT_REVISION):
             path = try_to_load_from_cache(
                 ref.reference, found.filename, cache_dir=self._cache_dir, revision=revision
@@ -116,7 +126,7 @@ class HubProvider:
             is_same = blob.name == found.sha256 if found.sha256 else revision == found.revision
             if is_same and found.size_bytes in (None, blob.stat().st_size):
                 return _in_cache(Path(path), found.filename, found.revision, found)
-        return found
+        return None
 
     def _from_cache(self, ref: ModelRef) -> RemoteModel | None:
         """What the cache has of the default revision, for when the hub cannot be asked."""
@@ -133,12 +143,35 @@ class HubProvider:
                 root = revision.snapshot_path
                 files = {str(file.file_path.relative_to(root)): file.file_path for file in revision.files}
                 try:
-                    name = ref.variant if ref.names_file else choose_gguf(files, ref.variant)
+                    names = _files_of(ref, files)
                 except NoSuchGguf:
                     continue
-                if name in files:
-                    return _in_cache(files[name], name, revision.commit_hash)
+                return _joined([_in_cache(files[name], name, revision.commit_hash) for name in names])
         return None
+
+
+def _files_of(ref: ModelRef, filenames: Collection[str]) -> list[str]:
+    """The files of a repository that a reference means: one, or all parts of a split model."""
+    return named_parts(filenames, ref.variant if ref.names_file else choose_gguf(filenames, ref.variant))
+
+
+def _joined(parts: Sequence[RemoteModel]) -> RemoteModel:
+    """The model of these files; where it lies if all of them are there in one folder."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    sizes = [part.size_bytes for part in parts if part.size_bytes is not None]
+    digests = [part.sha256 for part in parts if part.sha256 is not None]
+    paths = [part.local_path for part in parts if part.local_path is not None]
+    is_here = len(paths) == len(parts) and len({path.parent for path in paths}) == 1
+    return RemoteModel(
+        filename=first.filename,
+        size_bytes=sum(sizes) if len(sizes) == len(parts) else None,
+        sha256=combined_digest(digests) if len(digests) == len(parts) else None,
+        revision=first.revision,
+        local_path=first.local_path if is_here else None,
+        parts=tuple(parts),
+    )
 
 
 def _in_cache(

@@ -7,6 +7,7 @@ from pathlib import Path
 from rbee.core.errors import ModelAccessDenied, ModelIncompatible, ModelNotFound
 from rbee.core.references import GGUF_SUFFIX, ModelRef
 from rbee.models.providers import FetchedFile, RemoteModel
+from rbee.models.split_files import not_the_first, part_missing, parts_of, split_name
 from rbee.models.storage import size_on_disk
 from rbee.models.transfers import Transfer
 
@@ -15,20 +16,21 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 class LocalFileProvider:
-    """``file:/abs/path.gguf`` and ``file:/abs/folder``."""
+    """``file:/abs/path.gguf`` (the first part, of a split model) and ``file:/abs/folder``."""
 
     def resolve(self, ref: ModelRef) -> RemoteModel:
         """Check that the path is a model of a known format; nothing is read but its first bytes.
 
         Raises:
             ModelNotFound, ModelAccessDenied: the path does not exist or cannot be read.
-            ModelIncompatible: it is neither a GGUF nor a CTranslate2 folder.
+            ModelIncompatible: it is neither a GGUF nor a CTranslate2 folder, or not all parts of a model.
         """
         path = Path(ref.reference)
         try:
             if path.is_dir():
                 _check_folder(path)
             elif path.exists():
+                _refuse_incomplete(path)
                 check_gguf(path)
             else:
                 raise ModelNotFound(str(ref), f"{path} does not exist")
@@ -70,6 +72,18 @@ def check_gguf(path: Path) -> None:
             f"{path.name} is not a GGUF model: it does not start with the letters GGUF",
             details={"format": "unknown"},
         )
+
+
+def _refuse_incomplete(path: Path) -> None:
+    """Refuse another part than the first of a split model, and a first one without all the others."""
+    split = split_name(path.name)
+    if split is None:
+        return
+    if split.number != 1:
+        raise not_the_first(split.number, split.count, str(path.with_name(split.part(1))))
+    for part in parts_of(path):
+        if not part.exists():
+            raise part_missing(part.name)
 
 
 def _check_folder(path: Path) -> None:

