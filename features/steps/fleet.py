@@ -88,7 +88,7 @@ def hive_with_model(context: Any, name: str) -> None:
 def stand_in_hive(context: Any, version: str, name: str) -> None:
     fleet = context.world.fleet
     machine = fleet.machine(name)
-    script = {"host": machine.host, "port": machine.hive_port, "version": version, "api_key": API_KEY}
+    script = {"host": machine.hive_host, "port": machine.hive_port, "version": version, "api_key": API_KEY}
     argv = [*stand_in("scripted_hive"), json.dumps(script)]
     fleet.daemons.append(DaemonProcess("scripted-hive", argv, machine.sandbox, {}))
 

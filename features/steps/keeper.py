@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from behave import given, then, when
@@ -11,6 +12,14 @@ from features.support.commands import wait_until
 from features.support.machines import START_S
 from features.support.ports import is_free
 from features.support.tables import cells, check_fields, check_order, values
+
+_CELLS = r"\[[█-]{20}\] (\d+)%"
+BARS = {
+    "download": rf"^Downloading model\.\.\. {_CELLS} \(\d+\.\d MB / \d+\.\d MB\) @ \d+\.\d MB/s$",
+    "conversion": rf"^Converting model\.\.\. {_CELLS} \(\d+/\d+ tensors\)$",
+    "loading": rf"^Loading model to VRAM\.\.\. {_CELLS} \(\d+/\d+ layers\)$",
+}
+"""The lines of each bar; the group is the percentage."""
 
 
 @when('blep runs "{line:Text}"')
@@ -128,6 +137,17 @@ def stream_has_line_start(context: Any, stream: str, text: str) -> None:
 @then('{stream:w} starts with "{text:Text}"')
 def stream_starts_with(context: Any, stream: str, text: str) -> None:
     assert context.world.last.stream(stream).startswith(text), context.world.last
+
+
+@then("stderr has a {kind:w} bar")
+def has_bar(context: Any, kind: str) -> None:
+    assert re.search(BARS[kind], context.world.last.stderr, re.MULTILINE), context.world.last
+
+
+@then("stderr has a {kind:w} bar that ends at 100 %")
+def bar_ends(context: Any, kind: str) -> None:
+    bars = [match[1] for match in re.finditer(BARS[kind], context.world.last.stderr, re.MULTILINE)]
+    assert bars[-1:] == ["100"], context.world.last
 
 
 @then("stdout is JSON with")

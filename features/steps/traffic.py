@@ -23,9 +23,16 @@ def asked_hive(world: World, machine: str, request: str) -> list[Exchange]:
     return [exchange for exchange in recorder.exchanges if exchange.name == request]
 
 
+def last_stream(world: World) -> Exchange:
+    """The last task, as the keeper received it."""
+    tasks = asked_queen(world, "POST /v2/tasks")
+    assert tasks, "there was no task"
+    return tasks[-1]
+
+
 def stream_text(world: World) -> str:
     """The text of the last task's stream, as the keeper received it."""
-    tokens = [data["token"] for _, data in asked_queen(world, "POST /v2/tasks")[-1].events if "token" in data]
+    tokens = [data["token"] for _, data in last_stream(world).events if "token" in data]
     assert tokens, "the stream had no tokens"
     return "".join(tokens)
 
@@ -117,6 +124,20 @@ def hive_answered_each(context: Any, machine: str, request: str, status: int) ->
     for answer in answers:
         assert answer.status == status, answer
         check_fields(answer.json(), values(context.world, context.table))
+
+
+@then('the hive on "{machine:Text}" has answered "{request:Text}" with {status:d} and')
+def hive_answered(context: Any, machine: str, request: str, status: int) -> None:
+    first = asked_hive(context.world, machine, request)[:1]
+    assert [answer.status for answer in first] == [status], first
+    check_fields(first[0].json(), values(context.world, context.table))
+
+
+@then('the hive on "{machine:Text}" has answered "{request:Text}" with {status:d} {code:w} and')
+def hive_answered_error(context: Any, machine: str, request: str, status: int, code: str) -> None:
+    first = asked_hive(context.world, machine, request)[:1]
+    assert [(answer.status, answer.error_code) for answer in first] == [(status, code)], first
+    check_fields(first[0].json()["error"]["details"], values(context.world, context.table))
 
 
 @then('the hive on "{machine:Text}" was asked in a row')

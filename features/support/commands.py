@@ -27,6 +27,8 @@ class CommandResult:
     duration_s: float
     started_unix: float
     pid: int
+    first_text_unix: float | None
+    """When the first bytes of standard output were read; None when there were none, or a file took them."""
 
     def stream(self, name: str) -> str:
         return {"stdout": self.stdout, "stderr": self.stderr}[name]
@@ -80,6 +82,7 @@ class RunningCommand:
         finally:
             if sink:
                 sink.close()
+        self._first_text_unix: float | None = None
         self._pieces: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         self._readers = [
             threading.Thread(target=self._read, args=(stream, self._pieces[name]), daemon=True)
@@ -89,10 +92,11 @@ class RunningCommand:
         for reader in self._readers:
             reader.start()
 
-    @staticmethod
-    def _read(source: IO[bytes], sink: list[bytes]) -> None:
+    def _read(self, source: IO[bytes], sink: list[bytes]) -> None:
         with source:
             while piece := source.read1(65536):  # type: ignore[attr-defined]
+                if source is self.process.stdout and self._first_text_unix is None:
+                    self._first_text_unix = time.time()
                 sink.append(piece)
 
     @property
@@ -145,7 +149,14 @@ class RunningCommand:
         for reader in self._readers:
             reader.join(5)
         return CommandResult(
-            self.argv, code, self.stdout, self.stderr, duration, self.started_unix, self.process.pid
+            self.argv,
+            code,
+            self.stdout,
+            self.stderr,
+            duration,
+            self.started_unix,
+            self.process.pid,
+            self._first_text_unix,
         )
 
     def ask_to_end(self) -> None:

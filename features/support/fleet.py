@@ -10,6 +10,7 @@ from typing import Protocol
 import psutil
 from features.support import ports, processes
 from features.support.commands import CommandResult, RunningCommand, wait_until
+from features.support.hub import LocalHub
 from features.support.machines import DaemonProcess, Machine, Node
 from features.support.observing import call
 from features.support.recorder import Recorder
@@ -28,7 +29,9 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ports: list[tuple[str, int]] = []
-        self.blep = Sandbox(folder, "blep")
+        self.variables_of_all: dict[str, str] = {}
+        """In the environment of every program on every machine."""
+        self.blep = Sandbox(folder, "blep", self.variables_of_all)
         self.key = make_key(self.blep.home / ".ssh" / "id_ed25519")
         self.machines: dict[str, Machine] = {"localhost": self._localhost()}
         self.queen_port = self.port()
@@ -41,6 +44,7 @@ class Fleet:
         self.commands: list[RunningCommand] = []
         self.daemons: list[DaemonProcess] = []
         self.peers: list[Closable] = []
+        self.hub: LocalHub | None = None
 
     def port(self, host: str = "127.0.0.1", count: int = 1) -> int:
         """A free port, checked to be free again at the end; or the first of several in a row."""
@@ -107,7 +111,7 @@ class Fleet:
         if name not in self.machines:
             host = self._new_host()
             hive_port, worker_port = self.port(host), self.port(host, Machine.WORKER_PORTS)
-            self.machines[name] = Machine(name, Sandbox(self.folder, name), host, hive_port, worker_port)
+            self.machines[name] = Machine(name, self._sandbox(name), host, hive_port, worker_port)
         return self.machines[name]
 
     def provide_node(self, name: str) -> Node:
@@ -115,11 +119,14 @@ class Fleet:
         if name not in self.machines:
             host = self._new_host()
             hive_port, worker_port = self.port(host), self.port(host, Machine.WORKER_PORTS)
-            sandbox, ssh_port = Sandbox(self.folder, name), self.port(host)
+            sandbox, ssh_port = self._sandbox(name), self.port(host)
             node = Node(name, sandbox, host, hive_port, worker_port, ssh_port, self.key)
             self.machines[name] = node
             node.ssh.start()
         return self.node(name)
+
+    def _sandbox(self, name: str) -> Sandbox:
+        return Sandbox(self.folder, name, self.variables_of_all)
 
     def _new_host(self) -> str:
         return f"127.0.0.{10 + len(self.machines)}"
@@ -137,9 +144,19 @@ class Fleet:
     def record_hive(self, name: str) -> Recorder:
         """Put a recorder in front of a machine's hive; before the machine is registered."""
         machine = self.machine(name)
-        machine.recorder = Recorder((machine.host, machine.hive_port), machine.host)
-        self.peers.append(machine.recorder)
-        return machine.recorder
+        recorder = machine.record_hive()
+        self._ports.append((machine.hive_host, machine.hive_port))
+        self.peers.append(recorder)
+        return recorder
+
+    def start_hub(self) -> LocalHub:
+        """The hub of the scenario; from now on every program of it knows where it is."""
+        if self.hub is None:
+            assert not self.nodes, "the hub has to be there before the machines that ask it"
+            self.hub = LocalHub(self.folder / "hub")
+            self.variables_of_all["HF_ENDPOINT"] = self.hub.url
+            self.peers.append(self.hub)
+        return self.hub
 
     def register(self, node: Node) -> None:
         """Add a node through the product, as ``setup add-node`` does."""
@@ -151,7 +168,7 @@ class Fleet:
             "ssh_user": node.user,
             "ssh_key_path": str(self.key),
             "install_path": node.install_path,
-            "hive_port": node.registered_port,
+            "hive_port": node.hive_port,
         }
         answer = call("POST", f"{self.queen.url}/v2/registry/beehives/add", body)
         assert answer.status == 200, answer.body

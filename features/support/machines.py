@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ class Worker:
         """The log lines of the requests ``"METHOD /path"`` it has answered."""
         return requests_logged(self.log, request)
 
+    def metric(self, name: str) -> float:
+        """The value of one of its metrics that has no labels."""
+        text = call("GET", f"{self.url}/metrics", key=self.key).body.decode()
+        (found,) = re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)
+        return float(found)
+
     @property
     def exit_line(self) -> Json | None:
         """What its hive logged about its end."""
@@ -122,6 +129,8 @@ class Machine:
 
     def __init__(self, name: str, sandbox: Sandbox, host: str, hive_port: int, worker_port: int) -> None:
         self.name, self.sandbox, self.host, self.hive_port = name, sandbox, host, hive_port
+        self.hive_host = host
+        """Where the hive itself listens; another address when a recorder has taken the machine's own."""
         last = worker_port + self.WORKER_PORTS - 1
         sandbox.configure("pool", name=name, listen_addr=f"{host}:{hive_port}", worker_host=host)
         sandbox.configure("pool", worker_port_min=worker_port, worker_port_max=last)
@@ -132,7 +141,7 @@ class Machine:
 
     @property
     def hive_url(self) -> str:
-        return f"http://{self.host}:{self.hive_port}"
+        return f"http://{self.hive_host}:{self.hive_port}"
 
     @property
     def hive_log(self) -> Path:
@@ -153,6 +162,13 @@ class Machine:
         pool = self.sandbox.settings["pool"]
         own = [self.hive_port, *range(pool["worker_port_min"], pool["worker_port_max"] + 1)]
         return [port for port in own if not is_free(self.host, port)]
+
+    def record_hive(self) -> Recorder:
+        """Move the hive to an address of its own and put a recorder in its place."""
+        self.hive_host = self.host.replace("127.0.0.", "127.0.1.")
+        self.sandbox.configure("pool", listen_addr=f"{self.hive_host}:{self.hive_port}")
+        self.recorder = Recorder((self.hive_host, self.hive_port), self.host, self.hive_port)
+        return self.recorder
 
     @property
     def worker_processes(self) -> list[psutil.Process]:
@@ -195,6 +211,20 @@ class Machine:
         assert answer.status == 200, answer.body
         return Worker(self, answer.json())
 
+    def adopt(self) -> Worker:
+        """The only worker of the machine, once there is one, whoever had it spawned; its key as a queen asks
+        for it."""
+        deadline = time.monotonic() + START_S
+        while not (listed := self.listed()):
+            assert time.monotonic() < deadline, f"{self.name} has no worker"
+            time.sleep(0.01)
+        (record,) = listed
+        answer = call("POST", f"{self.hive_url}/v1/workers/spawn", {"worker_id": record["id"]})
+        assert answer.status == 200, answer.body
+        worker = Worker(self, answer.json())
+        worker.pid = record["pid"] or 0
+        return worker
+
 
 class Node(Machine):
     """A remote machine behind a real sshd."""
@@ -235,8 +265,3 @@ class Node(Machine):
     def remote_home(self) -> str:
         """What ``~`` means for its login."""
         return "/root" if self.user == "root" else f"/home/{self.user}"
-
-    @property
-    def registered_port(self) -> int:
-        """The hive's port as the registry is told: the recorder's where the traffic is recorded."""
-        return self.recorder.port if self.recorder else self.hive_port

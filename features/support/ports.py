@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -56,6 +57,28 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+def await_port(host: str, port: int, timeout_s: float = 60.0) -> None:
+    """Return as soon as somebody accepts connections there.
+
+    Raises:
+        TimeoutError: nobody did in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not accepts(host, port):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody listens on {host}:{port}")
+        time.sleep(0.01)
 
 
 _block: PortBlock | None = None

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from features.support.observing import stream_events
+from features.support.ports import accepts
 
 BLOCK = 65536
+LOOK_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,19 @@ class Exchange:
 
 
 class Recorder:
-    """Listens on a port and connects every client to ``target``; nothing in between is changed."""
+    """Listens on a port and connects every client to ``target``; nothing in between is changed.
 
-    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1") -> None:
+    Connections are refused, as they would be at the target, until somebody listens there.
+    """
+
+    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1", port: int = 0) -> None:
         self._target = target
-        self._listener = socket.create_server((host, 0))
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((host, port))
         self.host, self.port = host, int(self._listener.getsockname()[1])
         self._connections: list[_Connection] = []
+        self._is_closed = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -77,12 +85,18 @@ class Recorder:
 
     def close(self) -> None:
         """Accept nobody any more; connections end with their peers."""
+        self._is_closed.set()
         # Closing alone does not wake the thread that waits in accept.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
+        while not accepts(*self._target):
+            if self._is_closed.wait(LOOK_S):
+                return
+        with contextlib.suppress(OSError):
+            self._listener.listen()
         while True:
             try:
                 client, _ = self._listener.accept()

@@ -33,10 +33,15 @@ def stand_in(name: str) -> list[str]:
 
 
 class Sandbox:
-    """A machine's view of the world: the control machine ``blep``, or a node."""
+    """A machine's view of the world: the control machine ``blep``, or a node.
 
-    def __init__(self, folder: Path, name: str) -> None:
+    Args:
+        variables: the scenario's own, seen by every program that is started later.
+    """
+
+    def __init__(self, folder: Path, name: str, variables: Mapping[str, str]) -> None:
         self.name = name
+        self._variables = variables
         self.folder = folder / name
         self.home = self.folder / "home"
         self.state = self.folder / "state"
@@ -76,6 +81,7 @@ class Sandbox:
             "RBEE_HOME": str(self.state),
             "RBEE_CONFIG": str(self.config_file),
             "RBEE_API_KEY": API_KEY,
+            **self._variables,
         }
 
     def log_file(self, name: str) -> Path:

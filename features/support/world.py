@@ -18,6 +18,7 @@ from features.support.observing import Answer
 from features.support.peers import SilentPort
 from features.support.processes import Member
 from features.support.sandbox import API_KEY
+from features.support.streams import LoadingPoll, StreamReader
 
 _PLACEHOLDER = re.compile(r"\$(\w+)(?:\.(\w+))?")
 
@@ -37,6 +38,10 @@ class World:
     answers: list[Answer] = field(default_factory=list)
     """What services said to steps that asked them."""
     silent: SilentPort | None = None
+    reader: StreamReader | None = None
+    """The stream that a step reads beside the command."""
+    poll: LoadingPoll | None = None
+    """What a worker answered while it loaded."""
     family: list[Member] = field(default_factory=list)
     """Queen, hive and worker of an ephemeral run, as they were seen."""
     system: Path | None = None

@@ -51,12 +51,12 @@ Feature: Cross-Node Inference Request Flow - the preflight of a pool
       And the second and third came 200 ms and 400 ms after the one before
       And the stream of "POST /v2/tasks" ends with the error CONNECTION_TIMEOUT and
         | host      | $workstation.host            |
-        | port      | $workstation.registered_port |
+        | port      | $workstation.hive_port |
         | attempts  | 3                            |
         | timeout_s | <timeout>                    |
       And stderr shows in order
         """
-        Error: Cannot connect to $workstation.host:$workstation.registered_port after 3 attempts
+        Error: Cannot connect to $workstation.host:$workstation.hive_port after 3 attempts
         Suggestion: Check if rbee-hive is running on workstation
         """
       And nobody has logged in to "workstation" since its registration

@@ -21,7 +21,7 @@ BLOCK = 64 * 1024
 
 @dataclass
 class Request:
-    """One request as the server saw it; ``sent`` counts body bytes, ``at`` is ``time.monotonic()``."""
+    """One request as the server saw it; ``sent`` counts body bytes, times are ``time.monotonic()``."""
 
     server: str
     method: str
@@ -32,6 +32,8 @@ class Request:
     status: int = 0
     sent: int = 0
     is_finished: bool = False
+    ended: float = 0.0
+    """When the answer was complete or broken off."""
 
 
 @dataclass
@@ -146,6 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             pass  # the client went away, or the fault closed the connection
         finally:
             self.close_connection = True
+            self.request_seen.ended = time.monotonic()
             self.request_seen.is_finished = True
 
     def send_response(self, code: int, message: str | None = None) -> None:

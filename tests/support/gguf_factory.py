@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from .k_quants import K_QUANTS, quantize_k
+
 Array = npt.NDArray[np.float32]
 
 NEOX_WITH_BIASES = {"qwen2"}
@@ -128,8 +130,9 @@ class TinyModel:
             add_metadata(writer, key, value)
         for name, value in self.all_tensors().items():
             if value.ndim > 1 and self.quantization is not GGMLQuantizationType.F32:
-                data = gguf.quantize(value, self.quantization)
-                raw = None if self.quantization is GGMLQuantizationType.F16 else self.quantization
+                kind = self.quantization
+                data = quantize_k(value, kind) if kind in K_QUANTS else gguf.quantize(value, kind)
+                raw = None if kind is GGMLQuantizationType.F16 else kind
                 writer.add_tensor(name, data, raw_dtype=raw)
             else:
                 writer.add_tensor(name, value)

@@ -18,6 +18,7 @@ from rbee.core.errors import ModelIncompatible, ModelNotFound
 from rbee.models import gguf_header
 from rbee.models.gguf_file import dequantize, read_gguf
 from support.gguf_factory import TinyModel
+from support.k_quants import quantize_k
 
 F32, F16 = int(GGMLQuantizationType.F32), int(GGMLQuantizationType.F16)
 U32, STRING, ARRAY, U64 = 4, 8, 9, 10
@@ -290,3 +291,12 @@ def test_any_bytes_behind_the_magic_are_refused_or_harmless(tmp_path: Path, tail
         read_gguf(file)
     except ModelIncompatible:
         return
+
+
+@pytest.mark.parametrize(("kind", "levels"), [(Q.Q4_K, 15), (Q.Q5_K, 31)], ids=lambda value: str(value))
+def test_the_k_quants_of_test_models_are_read_within_half_a_step(
+    kind: GGMLQuantizationType, levels: int
+) -> None:
+    weights = np.random.default_rng(5).uniform(-1, 1, (6, 512)).astype(np.float32)
+    read = gguf.dequantize(quantize_k(weights, kind), kind)
+    assert np.abs(read - weights).max() < 0.6 * 2 / levels
