@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from typing import Any
 
 from behave import then, when
+from features.support.machines import Worker
 from features.support.observing import call
 from features.support.sandbox import ROOT
 from features.support.tables import cells, check_fields, values
@@ -17,7 +19,7 @@ PAYLOAD = "payload-marker"
 
 
 def ask(context: Any, url: str) -> None:
-    """Send the requests of the table (request, key, body) one after the other."""
+    """Send the requests of the table (request, key, body) one after the other; an empty key is none."""
     world: World = context.world
     for request, key, body in cells(context.table):
         method, _, path = request.partition(" ")
@@ -25,7 +27,7 @@ def ask(context: Any, url: str) -> None:
             method,
             url + path,
             raw=world.fill(body).encode(),
-            key=world.fill(key),
+            key=world.fill(key) or None,
             headers={"X-Correlation-ID": CORRELATION_ID},
         )
         world.answers.append(answer)
@@ -39,6 +41,31 @@ def ask_queen(context: Any) -> None:
 @when('the hive on "{machine:Text}" is asked')
 def ask_hive(context: Any, machine: str) -> None:
     ask(context, context.world.fleet.machine(machine).hive_url)
+
+
+@when(
+    'the hive on "{machine:Text}" is asked for a worker "{worker:Text}" of "{model:Text}" '
+    "on {backend:w} {device:d}"
+)
+def ask_for_worker(context: Any, machine: str, worker: str, model: str, backend: str, device: int) -> None:
+    world: World = context.world
+    subject = world.fleet.machine(machine)
+    body = {"model_ref": world.fill(model), "backend": backend, "device": device}
+    answer = call("POST", f"{subject.hive_url}/v1/workers/spawn", body)
+    assert answer.status == 200, answer.body
+    world.answers.append(answer)
+    world.workers[worker] = Worker(subject, answer.json())
+
+
+@then('the hive on "{machine:Text}" has answered the request for worker "{worker:Text}" with')
+def answered_request(context: Any, machine: str, worker: str) -> None:
+    world: World = context.world
+    (answer,) = world.answers
+    assert answer.json() == values(world, context.table), answer.body
+    names = [(world.workers[worker].id, "worker-"), (world.workers[worker].key, "key-")]
+    for name, prefix in names:
+        assert str(uuid.UUID(name.removeprefix(prefix))) == name.removeprefix(prefix), name
+    assert world.workers[worker].machine is world.fleet.machine(machine)
 
 
 @when('worker "{worker:Text}" is asked')

@@ -73,6 +73,13 @@ def silent_machine(context: Any, name: str) -> None:
     fleet.register(node)
 
 
+@given('"{name:Text}" runs no hive, and its catalog has no model')
+def has_nothing(context: Any, name: str) -> None:
+    machine = context.world.fleet.machine(name)
+    assert machine.hive_processes == []
+    assert not (machine.sandbox.state / "models.db").exists()
+
+
 @given('"{name:Text}" has the embedded model')
 def has_model(context: Any, name: str) -> None:
     give_embedded_model(context.world.fleet.sandbox(name))
@@ -119,6 +126,11 @@ def stuck_on_demand(context: Any, name: str) -> None:
     context.world.fleet.machine(name).choose_worker_program()
 
 
+@given('the next workers on "{name:Text}" get stuck while loading')
+def next_get_stuck(context: Any, name: str) -> None:
+    context.world.fleet.machine(name).next_worker_is_stuck()
+
+
 @given('a worker "{worker:Text}" on "{name:Text}" that is stuck while loading')
 def stuck_worker(context: Any, worker: str, name: str) -> None:
     world = context.world
@@ -163,6 +175,25 @@ def hive_has_logged(context: Any, event: str, worker: str) -> None:
     wait_until(is_logged, START_S, f"{event} for worker {worker}")
 
 
+@when('the hive has logged that worker "{worker:Text}" went from {before:w} to {after:w}')
+def hive_has_logged_change(context: Any, worker: str, before: str, after: str) -> None:
+    subject = context.world.workers[worker]
+    change = {"worker_id": subject.id, "before": before, "after": after}
+
+    def is_logged() -> bool:
+        return bool(observing.log_lines(subject.machine.hive_log, "worker_state", **change))
+
+    wait_until(is_logged, START_S, f"worker {worker} from {before} to {after}")
+
+
+@when('the hive on "{machine:Text}" is killed and started anew')
+def restart_hive(context: Any, machine: str) -> None:
+    fleet = context.world.fleet
+    context.world.signal_group(fleet.machine(machine).hive.pid, signal.SIGKILL)
+    fleet.machine(machine).hive.command.finish()
+    fleet.start_hive(machine)
+
+
 @when("{seconds:d} seconds pass")
 def time_passes(_context: Any, seconds: int) -> None:
     end = time.monotonic() + seconds
@@ -189,6 +220,19 @@ def signal_keeper(context: Any, name: str) -> None:
     context.world.signal(context.world.command.pid, signal.Signals[name])
 
 
+@when("the queen is ended and started anew")
+def restart_queen(context: Any) -> None:
+    fleet = context.world.fleet
+    fleet.queen.command.ask_to_end()
+    fleet.queen.command.finish()
+    fleet.start_queen()
+
+
+@when('the only worker on "{name:Text}" is called "{worker:Text}"')
+def call_worker(context: Any, name: str, worker: str) -> None:
+    context.world.workers[worker] = context.world.fleet.machine(name).adopt()
+
+
 @when("the queen has ended")
 def queen_has_ended(context: Any) -> None:
     context.world.fleet.queen.command.finish()
@@ -209,11 +253,25 @@ def hive_is_same(context: Any, name: str) -> None:
     assert machine.hive_health()["pid"] == machine.hive.pid
 
 
+@then('the hive on "{name:Text}" is no child of the queen')
+def hive_is_no_child(context: Any, name: str) -> None:
+    fleet = context.world.fleet
+    (hive,) = fleet.machine(name).hive_processes
+    assert not processes.is_below(hive, fleet.queen.pid), hive.parents()
+
+
 @then('"{name:Text}" runs {hives:d} hive and {workers:d} worker')
 def runs(context: Any, name: str, hives: int, workers: int) -> None:
     machine = context.world.fleet.machine(name)
     found = (len(machine.hive_processes), len(machine.worker_processes))
     assert found == (hives, workers), found
+
+
+@then('"{name:Text}" comes to run 1 hive and 0 workers')
+def comes_to_run_no_worker(context: Any, name: str) -> None:
+    machine = context.world.fleet.machine(name)
+    wait_until(lambda: not machine.worker_processes, START_S, f"no worker on {name}")
+    assert len(machine.hive_processes) == 1, machine.hive_processes
 
 
 @then('"{name:Text}" comes to run {hives:d} hives and {workers:d} workers')

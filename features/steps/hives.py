@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -11,7 +12,7 @@ from features.support.commands import wait_until
 from features.support.machines import SLACK_S, START_S, Worker
 from features.support.observing import unix_of
 from features.support.ports import is_free
-from features.support.tables import check_fields, values
+from features.support.tables import cells, check_fields, values
 
 
 @then('the hive lists worker "{worker:Text}" with')
@@ -83,6 +84,78 @@ def hive_has_logged_request(context: Any, machine: str, request: str, status: in
     log = context.world.fleet.machine(machine).hive_log
     seen = observing.requests_logged(log, context.world.fill(request))
     assert [line["status"] for line in seen] == [status], seen
+
+
+@then('the hive on "{machine:Text}" has logged "{request:Text}" twice with {status:d}')
+def hive_has_logged_twice(context: Any, machine: str, request: str, status: int) -> None:
+    log = context.world.fleet.machine(machine).hive_log
+    seen = [line["status"] for line in observing.requests_logged(log, request)]
+    assert seen == [status, status], seen
+
+
+@then('the hive on "{machine:Text}" has logged the callback of worker "{worker:Text}" with')
+def callback_logged(context: Any, machine: str, worker: str) -> None:
+    subject = context.world.workers[worker]
+    log = context.world.fleet.machine(machine).hive_log
+    lines = observing.log_lines(log, "worker_ready_callback", worker_id=subject.id)
+    assert lines, f"no callback of {worker}"
+    for line in lines:
+        check_fields(line, values(context.world, context.table))
+
+
+@then('the record of worker "{worker:Text}" has the pid of its process, and its last activity since then')
+def record_is_alive(context: Any, worker: str) -> None:
+    subject = context.world.workers[worker]
+    log = subject.machine.hive_log
+    last = observing.log_lines(log, "worker_ready_callback", worker_id=subject.id)[-1]
+    record = subject.record
+    assert record["pid"] == subject.process.pid, record
+    assert unix_of(record["last_activity"]) >= unix_of(last["timestamp"]) - 0.001, (record, last)
+
+
+@then('the record of worker "{worker:Text}" does not have its key')
+def record_has_no_key(context: Any, worker: str) -> None:
+    subject = context.world.workers[worker]
+    assert subject.key not in json.dumps(subject.record)
+    assert subject.record["id"] == subject.id
+
+
+@then(
+    'between the request for worker "{worker:Text}" and its being idle '
+    'the hive was asked nothing but "{request:Text}"'
+)
+def asked_nothing_but(context: Any, worker: str, request: str) -> None:
+    subject = context.world.workers[worker]
+    lines = observing.log_lines(subject.machine.hive_log)
+    spawned = next(i for i, line in enumerate(lines) if line.get("path") == "/v1/workers/spawn")
+    idle = next(i for i, line in enumerate(lines) if line.get("after") == "idle")
+    between = [line for line in lines[spawned + 1 : idle] if line["event"] == "http_request"]
+    assert [f"{line['method']} {line['path']}" for line in between] == [request], between
+
+
+@then('no database of "{machine:Text}" has worker "{worker:Text}", but for its process in the PID journal')
+def no_database_has(context: Any, machine: str, worker: str) -> None:
+    subject = context.world.workers[worker]
+    tables = observing.tables(context.world.fleet.machine(machine).sandbox.state)
+    known = {"worker_id", "hive_port", "pid", "pid_started", "port", "started_at_unix"}
+    having = {name: found for name, found in tables.items() if subject.id in json.dumps(found)}
+    assert list(having) == ["workers.db:worker_pids"], list(tables)
+    assert set(having["workers.db:worker_pids"][0]) == known, having
+    assert not [name for name, found in tables.items() if subject.url in json.dumps(found)]
+
+
+@then('the hive on "{machine:Text}" lists no worker')
+def hive_lists_none(context: Any, machine: str) -> None:
+    assert context.world.fleet.machine(machine).listed() == []
+
+
+@then('the hive on "{machine:Text}" has logged the passed checks')
+def checks_passed(context: Any, machine: str) -> None:
+    names, *wanted = cells(context.table)
+    log = context.world.fleet.machine(machine).hive_log
+    lines = observing.log_lines(log, "preflight", passed=True)
+    seen = [[str(line.get(name, "")) for name in names] for line in lines]
+    assert [row for row in wanted if row not in seen] == [], lines
 
 
 @then('the hive on "{machine:Text}" comes to have ended the stream "{request:Text}"')

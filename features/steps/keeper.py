@@ -75,6 +75,11 @@ def exit_code_is(context: Any, code: int) -> None:
     assert last.exit_code == code, last
 
 
+@then("the command took less than {seconds:d} s")
+def command_took(context: Any, seconds: int) -> None:
+    assert context.world.last.duration_s < seconds, context.world.last
+
+
 @then("both commands ended with exit code 0 and the same text")
 def same_text(context: Any) -> None:
     first, second = context.world.results[-2:]

@@ -57,6 +57,16 @@ def one_login(context: Any, name: str) -> None:
     assert ssh.logins == [(ssh.user, fingerprint(fleet.key.with_suffix(".pub")))], ssh.logins
 
 
+@then('one command of that login to "{name:Text}" started its hive')
+def one_start(context: Any, name: str) -> None:
+    fleet: Fleet = context.world.fleet
+    node = fleet.node(name)
+    starts = [entry.command for entry in node.ssh.commands if " daemon " in entry.command]
+    owner = (fleet.blep.state / "queen.id").read_text().strip()
+    assert len(starts) == 1, node.ssh.commands
+    assert f"daemon --port {node.hive_port} --owner {owner} --worker-host {node.host}" in starts[0], starts
+
+
 @then('"{name:Text}" has seen no login')
 def no_login(context: Any, name: str) -> None:
     ssh = context.world.fleet.node(name).ssh

@@ -6,9 +6,11 @@ from typing import Any
 
 from behave import then, when
 from features.steps.traffic import asked_hive, last_stream
+from features.support import observing
 from features.support.commands import wait_until
-from features.support.machines import START_S
+from features.support.machines import SLACK_S, START_S
 from features.support.made_models import header_of
+from features.support.observing import unix_of
 from features.support.streams import LoadingPoll, StreamReader, TimedEvent
 from features.support.tables import check_fields, values
 from features.support.world import World
@@ -79,6 +81,31 @@ def stream_has_come(context: Any) -> None:
     # All at once would be within some milliseconds.
     assert tokens[-1].unix - tokens[0].unix > 0.02, [event.unix for event in tokens]
     assert len({event.unix for event in tokens}) > len(tokens) / 2, [event.unix for event in tokens]
+
+
+@then("the stream has come with the headers of one, its end told by done and [DONE]")
+def short_stream_has_come(context: Any) -> None:
+    events = read_events(context.world)
+    assert context.world.reader.head.status == 200, context.world.reader.head
+    assert events[-2].data["done"] is True, events
+    assert events[-1].data == "[DONE]", events
+
+
+@then('worker "{worker:Text}" comes to say "{state:w}" at "GET /v1/ready"')
+def worker_comes_to_say(context: Any, worker: str, state: str) -> None:
+    subject = context.world.workers[worker]
+    slots = {"idle": 1}.get(state, 0)
+    wait_until(lambda: subject.ready()["state"] == state, 5, f"worker {worker} {state}")
+    assert subject.ready()["slots_available"] == slots, subject.ready()
+
+
+@then('that error came {least:d} s to {most:d} s after the worker on "{machine:Text}" had called back')
+def error_came(context: Any, least: int, most: int, machine: str) -> None:
+    log = context.world.fleet.machine(machine).hive_log
+    (called,) = observing.log_lines(log, "worker_ready_callback")
+    (ended,) = observing.requests_logged(context.world.fleet.queen_log, "POST /v2/tasks")
+    took_s = unix_of(ended["timestamp"]) - unix_of(called["timestamp"])
+    assert least <= took_s < most + SLACK_S, (called, ended)
 
 
 @when('somebody reads the loading progress of the next worker on "{machine:Text}" as "{worker:Text}"')

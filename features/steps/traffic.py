@@ -95,6 +95,33 @@ def stream_has_event(context: Any, request: str, name: str) -> None:
     check_fields(found, values(context.world, context.table))
 
 
+@then('the event "started" of the last task names worker "{worker:Text}"')
+def started_names(context: Any, worker: str) -> None:
+    (started,) = [data for event, data in last_stream(context.world).events if event == "started"]
+    assert started["worker_id"] == context.world.workers[worker].id, started
+
+
+@then(
+    'the request_id of the event "started" is that of the one request '
+    'worker "{worker:Text}" was asked "{request:Text}"'
+)
+def request_id_is(context: Any, worker: str, request: str) -> None:
+    (started,) = [data for event, data in last_stream(context.world).events if event == "started"]
+    seen = [line["request_id"] for line in context.world.workers[worker].requests(request)]
+    assert seen == [started["request_id"]], (seen, started)
+
+
+@then('for the last task the hive on "{machine:Text}" was asked for no download and no new worker')
+def hive_asked_for_nothing(context: Any, machine: str) -> None:
+    world = context.world
+    recorder = world.fleet.machine(machine).recorder
+    asked = [e for e in recorder.exchanges if e.asked_unix >= last_stream(world).asked_unix]
+    assert [e for e in asked if e.name == "POST /v1/models/download"] == []
+    spawns = [e.sent for e in asked if e.name == "POST /v1/workers/spawn"]
+    assert [body for body in spawns if not body.get("worker_id")] == []
+    assert recorder.exchanges, "the hive was asked nothing at all"
+
+
 @then("stdout is the text of the stream")
 def stdout_is_stream(context: Any) -> None:
     assert context.world.last.stdout == stream_text(context.world) + "\n", context.world.last

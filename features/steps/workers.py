@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from behave import then
-from features.support import observing
+from features.steps.traffic import last_stream
+from features.support import observing, processes
 from features.support.commands import wait_until
 from features.support.machines import SLACK_S, START_S
 from features.support.observing import unix_of
@@ -22,6 +25,7 @@ def asked_every_second(context: Any, worker: str, request: str) -> None:
     assert 0.7 < sum(gaps) / len(gaps) < 1.6, gaps
 
 
+@then('worker "{worker:Text}" has been asked "{request:Text}" {count:d} times')
 @then('worker "{worker:Text}" has been asked "{request:Text}" {count:d} time')
 def asked_times(context: Any, worker: str, request: str, count: int) -> None:
     seen = context.world.workers[worker].requests(request)
@@ -118,10 +122,97 @@ def answers_of_command(context: Any, worker: str, request: str) -> None:
     assert seen == cells(context.table), answers
 
 
+@then(
+    'the command was refused {count:d} times by worker "{worker:Text}", '
+    "{first:d} s, {second:d} s and {third:d} s apart"
+)
+def refused_apart(context: Any, count: int, worker: str, first: int, second: int, third: int) -> None:
+    task = last_stream(context.world).request_headers["x-correlation-id"]
+    answers = context.world.workers[worker].requests("POST /v1/inference")
+    own = [line for line in answers if line["correlation_id"] == task]
+    assert [line["status"] for line in own] == [503] * count, answers
+    times = [unix_of(line["timestamp"]) for line in own]
+    for (earlier, later), due in zip(pairwise(times), (first, second, third), strict=True):
+        assert abs(later - earlier - due) <= 0.5, times
+
+
+@then('the long request to worker "{worker:Text}" goes on undisturbed')
+def long_request_goes_on(context: Any, worker: str) -> None:
+    holder = context.world.holders[worker]
+    before = len(holder.tokens)
+    wait_until(lambda: len(holder.tokens) > before, 10, "another token of the long request")
+    assert [data["index"] for data in holder.tokens] == list(range(len(holder.tokens))), holder.tokens
+    assert holder.streams == [], holder.streams
+
+
 @then('the only worker on "{machine:Text}" runs with "{arguments:Text}"')
 def only_worker_runs_with(context: Any, machine: str, arguments: str) -> None:
     (process,) = context.world.fleet.machine(machine).worker_processes
     assert arguments in " ".join(process.cmdline()), process.cmdline()
+
+
+@then('a process of worker "{worker:Text}" comes to run with "{arguments:Text}"')
+def comes_to_run_with(context: Any, worker: str, arguments: str) -> None:
+    subject = context.world.workers[worker]
+    process = wait_until(lambda: subject.process, START_S, f"a process of worker {worker}")
+    words = processes.arguments(process)
+    assert processes.is_program(process, "llm-worker-rbee"), words
+    assert arguments in " ".join(words), words
+
+
+@then('the process of worker "{worker:Text}" has the arguments')
+def has_arguments(context: Any, worker: str) -> None:
+    words = processes.arguments(context.world.workers[worker].process)
+    for name, wanted in cells(context.table):
+        assert words[words.index(name) + 1] == context.world.fill(wanted), words
+
+
+@then('"{file:Text}" has mode 0600 and holds the key of worker "{worker:Text}", which is in no argument')
+def key_file_holds(context: Any, file: str, worker: str) -> None:
+    subject, path = context.world.workers[worker], Path(context.world.fill(file))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, oct(path.stat().st_mode)
+    assert path.read_text().strip() == subject.key
+    assert subject.key not in " ".join(processes.arguments(subject.process))
+
+
+@then(
+    'worker "{worker:Text}" was listening before its callback, '
+    "and its callback came before its model was loaded"
+)
+def started_in_order(context: Any, worker: str) -> None:
+    subject = context.world.workers[worker]
+    (up,) = observing.log_lines(subject.log, "narration", action="server_start")
+    (called,) = observing.log_lines(subject.machine.hive_log, "worker_ready_callback", worker_id=subject.id)
+    (*_, loaded) = observing.log_lines(subject.log, "narration", action="model_load")
+    assert loaded["message"].startswith("Model loaded in"), loaded
+    times = [unix_of(line["timestamp"]) for line in (up, called, loaded)]
+    assert times == sorted(times), times
+
+
+@then('worker "{worker:Text}" is on the first worker port of "{machine:Text}"')
+def is_on_first_port(context: Any, worker: str, machine: str) -> None:
+    settings = context.world.fleet.machine(machine).sandbox.settings
+    assert context.world.workers[worker].port == settings["pool"]["worker_port_min"]
+
+
+@then('worker "{worker:Text}" was asked {requests:Names} for the task while it was loading')
+def asked_while_loading(context: Any, worker: str, requests: list[str]) -> None:
+    subject = context.world.workers[worker]
+    (idle,) = subject.state_changes("loading to idle")
+    task = last_stream(context.world).headers["x-correlation-id"]
+    for request in requests:
+        asked = [line for line in subject.requests(request) if line["correlation_id"] == task]
+        # A line is written when the answer is complete; that of a stream follows the end of loading.
+        began = [unix_of(line["timestamp"]) - line["duration_ms"] / 1000 for line in asked]
+        assert min(began) < unix_of(idle["timestamp"]), (request, asked, idle)
+
+
+@then('stdout began while worker "{worker:Text}" was still busy')
+def began_while_busy(context: Any, worker: str) -> None:
+    idle = context.world.workers[worker].state_changes("busy to idle")[-1]
+    began_unix = context.world.last.first_text_unix
+    assert began_unix is not None, context.world.last
+    assert began_unix < unix_of(idle["timestamp"]), (began_unix, idle)
 
 
 @then('worker "{worker:Text}" has ended with exit status 0')

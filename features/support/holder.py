@@ -27,9 +27,15 @@ class Holder:
         self._is_wanted = True
         self._request_id = ""
         self._got_token = threading.Event()
+        self._received = b""
         self._thread = threading.Thread(target=self._hold, daemon=True)
         self._thread.start()
         wait_until(self._got_token.is_set, START_S, "the first token of the request that holds the slot")
+
+    @property
+    def tokens(self) -> list[Any]:
+        """The token events that the request under way has received so far."""
+        return [data for _, data in stream_events(self._received) if "token" in data]
 
     def finish(self) -> None:
         """Let the request under way come to its end, and start no other."""
@@ -69,17 +75,17 @@ class Holder:
             "X-Correlation-ID": self.correlation_id,
         }
         connection = http.client.HTTPConnection(host, port, timeout=START_S)
-        received = b""
+        self._received = b""
         try:
             connection.request("POST", "/v1/inference", json.dumps(body), headers)
             answer = connection.getresponse()
             while piece := answer.read1(65536):
-                received += piece
-                if b'"token"' in received:
+                self._received += piece
+                if b'"token"' in self._received:
                     self._got_token.set()
         except OSError:
             # The worker ended, or the scenario is over; what was received tells.
             pass
         finally:
             connection.close()
-        return received
+        return self._received

@@ -61,6 +61,17 @@ class Worker:
         self.pid = 0
 
     @property
+    def key_file(self) -> Path:
+        """The file by which its hive hands it the key."""
+        return self.machine.sandbox.state / "run" / f"{self.id}.key"
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """Its process, once it runs; the worker's own, not that of one of its children."""
+        found = [p for p in self.machine.worker_processes if self.id in processes.arguments(p)]
+        return found[0] if found else None
+
+    @property
     def record(self) -> Json | None:
         """What the hive lists for it now."""
         return next((record for record in self.machine.listed() if record["id"] == self.id), None)
@@ -99,6 +110,10 @@ class Worker:
     def requests(self, request: str) -> list[Json]:
         """The log lines of the requests ``"METHOD /path"`` it has answered."""
         return requests_logged(self.log, request)
+
+    def state_changes(self, change: str) -> list[Json]:
+        """The log lines of a change such as ``loading to idle``."""
+        return log_lines(self.log, "state", message=change)
 
     def metric(self, name: str) -> float:
         """The value of one of its metrics that has no labels."""
@@ -155,6 +170,13 @@ class Machine:
     @property
     def model_file(self) -> Path:
         return embedded_file(self.sandbox)
+
+    @property
+    def converted_folder(self) -> Path:
+        """The embedded model as its workers load it."""
+        kind = self.sandbox.settings["worker"]["compute_type"]
+        (folder,) = (self.sandbox.state / "models" / "ct2").glob(f"*-{kind}")
+        return folder
 
     @property
     def listening(self) -> list[int]:

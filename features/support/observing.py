@@ -106,6 +106,18 @@ def rows(database: Path, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(f'SELECT * FROM "{table}"')]  # noqa: S608
 
 
+def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every table of every database in a folder, under ``file:table``."""
+    found = {}
+    for database in sorted(folder.glob("*.db")):
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            names = [
+                row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            ]
+        found |= {f"{database.name}:{name}": rows(database, name) for name in names}
+    return found
+
+
 def integrity(database: Path) -> str:
     """What SQLite says about the file: ``ok`` when it is sound."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
