@@ -84,6 +84,7 @@ class Fleet:
             if health is None and known.hive_port != node.hive_port:
                 # Another task has started it on another port since this one looked the node up.
                 node, health = known, self._connect(known, narrate)
+            is_new = health is None
             if health is None:
                 node, health = self._start_once(node, narrate)
             elif node.node_name in self._untold:
@@ -92,7 +93,7 @@ class Fleet:
             self.nodes.note_unreachable(node, error.message)
             raise
         self.owned.note(node, health)
-        self.nodes.note_reachable(node)
+        self.nodes.note_reachable(node, hive_is_new=is_new)
         self._versions[node.node_name] = health.version
         wanted = client_version or self.version
         if not self.is_compatible(health.version, wanted):

@@ -158,12 +158,12 @@ class Nodes:
         self._local = replace(self._local, hive_port=port)
         return self._local
 
-    def note_reachable(self, node: Node) -> None:
-        """Remember a good contact; cheap when the last one is a few seconds old."""
+    def note_reachable(self, node: Node, *, hive_is_new: bool = False) -> None:
+        """Remember a good contact; cheap when the last one, with the same hive, is a few seconds old."""
         now = int(self._now())
         known = self._local if node.builtin else node
         is_fresh = now - (known.last_connected_unix or 0) < CONTACT_NOTED_EVERY_S
-        if known.status is NodeStatus.REACHABLE and is_fresh:
+        if known.status is NodeStatus.REACHABLE and is_fresh and not hive_is_new:
             return
         self._note(node, NodeStatus.REACHABLE, now, None)
 

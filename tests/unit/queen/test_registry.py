@@ -55,6 +55,16 @@ def test_repeated_good_contacts_write_the_store_once_in_a_while() -> None:
     assert nodes.find("alpha").last_connected_unix == 1005
 
 
+def test_a_contact_with_a_hive_that_was_just_started_is_always_written() -> None:
+    store, clock = FakeNodes(), [1000.0]
+    nodes = Nodes(lambda: store, builtin_node(9200), now=lambda: clock[0])
+    nodes.add(ALPHA)
+    nodes.note_reachable(nodes.find("alpha"))
+    clock[0] = 1001.0
+    nodes.note_reachable(nodes.find("alpha"), hive_is_new=True)
+    assert nodes.find("alpha").last_connected_unix == 1001
+
+
 def test_a_failed_contact_keeps_the_time_of_the_last_good_one() -> None:
     store = FakeNodes()
     nodes = Nodes(lambda: store, builtin_node(9200), now=lambda: 1000.0)
