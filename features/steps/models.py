@@ -92,15 +92,6 @@ def stdout_is_path(context: Any, machine: str) -> None:
     assert Path(row["local_path"]).is_file(), row
 
 
-@then('the hive on "{machine:Text}" lists the models')
-def hive_lists_models(context: Any, machine: str) -> None:
-    names, *wanted = cells(context.table)
-    listed = _records(context.world, machine)
-    assert len(listed) == len(wanted), listed
-    for record, row in zip(listed, wanted, strict=True):
-        check_fields(record, dict(zip(names, map(context.world.fill, row), strict=True)))
-
-
 @then('the hive on "{machine:Text}" lists one model, with')
 def hive_lists_model(context: Any, machine: str) -> None:
     listed = _records(context.world, machine)
@@ -108,9 +99,9 @@ def hive_lists_model(context: Any, machine: str) -> None:
     check_fields(listed[0], values(context.world, context.table))
 
 
-@then("that record has what the gguf library reads from the file")
-def record_fits_header(context: Any) -> None:
-    (record,) = _records(context.world, "workstation")
+@then('the record on "{machine:Text}" has what the gguf library reads from the file')
+def record_fits_header(context: Any, machine: str) -> None:
+    (record,) = _records(context.world, machine)
     check_fields(record, made_models.header_of(Path(record["local_path"])))
 
 

@@ -88,6 +88,13 @@ def stream_ends_with_error(context: Any, request: str, code: str) -> None:
     check_fields(last["error"]["details"], values(context.world, context.table))
 
 
+@then('the error code in the stream of "{request:Text}" is {code:w}')
+def stream_error_code(context: Any, request: str, code: str) -> None:
+    (exchange,) = asked_queen(context.world, request)
+    (_, last), marker = exchange.events[-2:]
+    assert (last["error"]["code"], marker[1]) == (code, "[DONE]"), exchange.events
+
+
 @then('the stream of "{request:Text}" has the event "{name:Text}" with')
 def stream_has_event(context: Any, request: str, name: str) -> None:
     (exchange,) = asked_queen(context.world, request)

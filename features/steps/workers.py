@@ -14,7 +14,10 @@ from features.support.commands import wait_until
 from features.support.machines import SLACK_S, START_S
 from features.support.observing import unix_of
 from features.support.ports import is_free
+from features.support.streams import StreamReader
 from features.support.tables import cells
+
+SHORT_REQUEST = {"prompt": "hello", "max_tokens": 3, "temperature": 0}
 
 
 @then('worker "{worker:Text}" has been asked "{request:Text}" about once a second')
@@ -148,7 +151,30 @@ def long_request_goes_on(context: Any, worker: str) -> None:
 @then('the only worker on "{machine:Text}" runs with "{arguments:Text}"')
 def only_worker_runs_with(context: Any, machine: str, arguments: str) -> None:
     (process,) = context.world.fleet.machine(machine).worker_processes
-    assert arguments in " ".join(process.cmdline()), process.cmdline()
+    assert context.world.fill(arguments) in " ".join(process.cmdline()), process.cmdline()
+
+
+@then("the workers {workers:Names} come to be idle, and each answers a request")
+def come_to_answer(context: Any, workers: list[str]) -> None:
+    for name in workers:
+        subject = context.world.workers[name]
+        subject.await_state("idle")
+        reader = StreamReader("POST", f"{subject.url}/v1/inference", SHORT_REQUEST, subject.key)
+        reader.finish()
+        assert len(reader.data("token")) > 0, reader.events
+        assert len(reader.data("done")) == 1, reader.events
+
+
+@then('the memory and the folder of worker "{larger:Text}" are larger than those of worker "{smaller:Text}"')
+def are_larger(context: Any, larger: str, smaller: str) -> None:
+    health = [context.world.workers[name].health() for name in (larger, smaller)]
+    assert health[0]["vram_bytes"] > health[1]["vram_bytes"] > 0, health
+    sizes = []
+    for name in (larger, smaller):
+        words = processes.arguments(context.world.workers[name].process)
+        folder = Path(words[words.index("--model") + 1])
+        sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
+    assert sizes[0] > sizes[1] > 0, sizes
 
 
 @then('a process of worker "{worker:Text}" comes to run with "{arguments:Text}"')

@@ -107,6 +107,13 @@ class Worker:
         found: Json = answer.json()
         return found
 
+    def health(self) -> Json:
+        """What the worker says at ``/v1/health`` now."""
+        answer = call("GET", f"{self.url}/v1/health", key=self.key)
+        assert answer.status == 200, answer.body
+        found: Json = answer.json()
+        return found
+
     def requests(self, request: str) -> list[Json]:
         """The log lines of the requests ``"METHOD /path"`` it has answered."""
         return requests_logged(self.log, request)
