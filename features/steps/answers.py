@@ -8,6 +8,8 @@ import uuid
 from typing import Any
 
 from behave import then, when
+from features.steps.traffic import last_stream
+from features.support import observing
 from features.support.machines import Worker
 from features.support.observing import call
 from features.support.sandbox import ROOT
@@ -77,6 +79,35 @@ def ask_worker(context: Any, worker: str) -> None:
 def answers_are(context: Any) -> None:
     seen = [[str(answer.status), answer.json()["error"]["code"]] for answer in context.world.answers]
     assert seen == cells(context.table), seen
+
+
+@then('each answer has the header "{header:Text}"')
+def answers_have_header(context: Any, header: str) -> None:
+    name, _, value = header.partition(": ")
+    assert context.world.answers
+    assert {answer.headers.get(name) for answer in context.world.answers} == {value}
+
+
+@then('the hive on "{machine:Text}" answers "GET /v1/health" without a key')
+def answers_without_key(context: Any, machine: str) -> None:
+    answer = call("GET", f"{context.world.fleet.machine(machine).hive_url}/v1/health", key=None)
+    assert (answer.status, answer.json()["status"]) == (200, "alive"), answer
+
+
+@when("the cancellation of the task is sent to the queen again")
+def cancel_again(context: Any) -> None:
+    world: World = context.world
+    request_id = last_stream(world).headers["x-request-id"]
+    world.answers.append(call("DELETE", f"{world.fleet.queen.url}/v2/tasks/{request_id}"))
+
+
+@then("the queen has answered the cancellation of the task with {status:d} once more")
+def cancelled_again(context: Any, status: int) -> None:
+    world: World = context.world
+    request_id = last_stream(world).headers["x-request-id"]
+    lines = observing.requests_logged(world.fleet.queen_log, f"DELETE /v2/tasks/{request_id}")
+    assert [answer.status for answer in world.answers] == [status], world.answers
+    assert [line["status"] for line in lines] == [status, status], lines
 
 
 @then("each answer has the form of a documented error")

@@ -20,7 +20,7 @@ from features.support.sandbox import API_KEY, stand_in
 @given('"{setting:Text}" is {value} on "{name:Text}"')
 def setting_is(context: Any, setting: str, value: str, name: str) -> None:
     section, _, key = setting.partition(".")
-    context.world.fleet.sandbox(name).configure(section, **{key: json.loads(value)})
+    context.world.fleet.sandbox(name).configure(section, **{key: json.loads(context.world.fill(value))})
 
 
 @given("a queen")
@@ -30,6 +30,12 @@ def a_queen(context: Any) -> None:
 
 @given("a queen with MOCK_SSH")
 def queen_with_mock_ssh(context: Any) -> None:
+    context.world.fleet.start_queen(MOCK_SSH="1")
+
+
+@given("the queen is replaced by one with MOCK_SSH")
+def replace_queen_with_mock_ssh(context: Any) -> None:
+    queen_has_ended_on_request(context)
     context.world.fleet.start_queen(MOCK_SSH="1")
 
 
@@ -63,6 +69,11 @@ def recorded_machine(context: Any, name: str) -> None:
     fleet.register(node)
 
 
+@given('the registered machine "{name:Text}", known as "{host:Text}" and port {port:d}')
+def registered_as(context: Any, name: str, host: str, port: int) -> None:
+    context.world.fleet.register(context.world.fleet.provide_node(name), host, port)
+
+
 @given('the registered machine "{name:Text}", on whose hive port nobody ever answers')
 def silent_machine(context: Any, name: str) -> None:
     fleet = context.world.fleet
@@ -89,6 +100,11 @@ def has_model(context: Any, name: str) -> None:
 def hive_with_model(context: Any, name: str) -> None:
     has_model(context, name)
     context.world.fleet.start_hive(name)
+
+
+@given('a hive on "{name:Text}" with the key "{key:Text}"')
+def hive_with_key(context: Any, name: str, key: str) -> None:
+    context.world.fleet.start_hive(name, RBEE_API_KEY=key)
 
 
 @given('a stand-in hive of version "{version:Text}" on "{name:Text}"')
@@ -153,6 +169,11 @@ def busy_with_one_request(context: Any, worker: str) -> None:
 @when('the long request to worker "{worker:Text}" is cancelled')
 def cancel_long_request(context: Any, worker: str) -> None:
     context.world.holders[worker].cancel()
+
+
+@when('worker "{worker:Text}" is idle again')
+def is_idle_again(context: Any, worker: str) -> None:
+    context.world.noted[worker] = context.world.workers[worker].await_state("idle")
 
 
 @when('worker "{worker:Text}" has answered "{request:Text}" with {status:d}')
@@ -222,10 +243,14 @@ def signal_keeper(context: Any, name: str) -> None:
 
 @when("the queen is ended and started anew")
 def restart_queen(context: Any) -> None:
-    fleet = context.world.fleet
-    fleet.queen.command.ask_to_end()
-    fleet.queen.command.finish()
-    fleet.start_queen()
+    queen_has_ended_on_request(context)
+    context.world.fleet.start_queen()
+
+
+def queen_has_ended_on_request(context: Any) -> None:
+    queen = context.world.fleet.queen.command
+    queen.ask_to_end()
+    queen.finish()
 
 
 @when('the only worker on "{name:Text}" is called "{worker:Text}"')

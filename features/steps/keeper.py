@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import stat
+from pathlib import Path
 from typing import Any
 
 from behave import given, then, when
+from features.steps.traffic import last_stream
 from features.support import processes, system
 from features.support.commands import wait_until
 from features.support.machines import START_S
@@ -92,6 +95,54 @@ def same_text(context: Any) -> None:
 def stream_shows_in_order(context: Any, stream: str) -> None:
     wanted = context.world.fill(context.text).split("\n")
     check_order(context.world.last.stream(stream), wanted)
+
+
+@then("{stream:w} shows the lines in a row")
+def stream_shows_lines(context: Any, stream: str) -> None:
+    wanted = context.world.fill(context.text).splitlines()
+    lines = context.world.last.stream(stream).splitlines()
+    starts = [lines[first : first + len(wanted)] for first in range(len(lines))]
+    assert wanted in starts, f"{wanted}\n{context.world.last}"
+
+
+@then('{stream:w} has "{text:Text}" {count:d} times')
+def stream_has_times(context: Any, stream: str, text: str, count: int) -> None:
+    assert context.world.last.stream(stream).count(text) == count, context.world.last
+
+
+@then("stderr counts the tokens of the stream out of {most:d}")
+def counts_tokens(context: Any, most: int) -> None:
+    tokens = [data for _, data in last_stream(context.world).events if "token" in data]
+    lines = context.world.last.stderr.splitlines()
+    assert f"Tokens generated: {len(tokens)} / {most}" in lines, context.world.last
+
+
+@then("the partial result has mode 0600 and is what stdout has")
+def partial_result(context: Any) -> None:
+    last = context.world.last
+    (named,) = re.findall(r"^Partial result saved to: (\S+)$", last.stderr, re.MULTILINE)
+    request_id = last_stream(context.world).headers["x-request-id"]
+    assert named.endswith(f"/rbee-partial-{request_id}.txt"), named
+    assert stat.S_IMODE(Path(named).stat().st_mode) == 0o600, named
+    assert Path(named).read_text() == last.stdout, last
+
+
+@then('neither "{first:Text}" nor "{second:Text}" is in an output or a log')
+def keys_are_nowhere(context: Any, first: str, second: str) -> None:
+    world = context.world
+    texts = [result.stdout + result.stderr for result in world.results]
+    texts += [daemon.command.stdout + daemon.command.stderr for daemon in world.fleet.daemons]
+    texts += [file.read_text(errors="replace") for file in context.folder.rglob("*.log")]
+    assert len(texts) > 2, texts
+    for key in (world.fill(first), world.fill(second)):
+        assert not [text for text in texts if key in text], key
+
+
+@then('after "{text:Text}" stderr has a download bar of {least:d} % to {most:d} %')
+def bar_after(context: Any, text: str, least: int, most: int) -> None:
+    rest = context.world.last.stderr.partition(text)[2]
+    bars = [int(match[1]) for match in re.finditer(BARS["download"], rest, re.MULTILINE)]
+    assert [percent for percent in bars if least <= percent <= most], context.world.last
 
 
 @then('{stream:w} has "{text:Text}"')

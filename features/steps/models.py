@@ -128,6 +128,13 @@ def nothing_converted(context: Any, machine: str) -> None:
     assert observing.log_lines(hive_log, "conversion_started") == []
 
 
+@then('no model was downloaded on "{machine:Text}"')
+def nothing_downloaded(context: Any, machine: str) -> None:
+    hive_log = context.world.fleet.machine(machine).hive_log
+    assert hive_log.exists(), hive_log
+    assert observing.log_lines(hive_log, "download_started") == []
+
+
 @then('the vocabulary of the model converted on "{machine:Text}" has {count:d} entries')
 def vocabulary_has(context: Any, machine: str, count: int) -> None:
     (folder,) = conversions(context.world, machine)

@@ -99,6 +99,12 @@ def row_is_fresh(context: Any, name: str) -> None:
     assert row["last_connected_unix"] >= int(context.world.last.started_unix), row
 
 
+@then('the registry row of "{name:Text}" has an error that names "{text:Text}"')
+def row_has_error(context: Any, name: str, text: str) -> None:
+    row = registry_rows(context.world.fleet)[name]
+    assert text in (row["last_error"] or ""), row
+
+
 @then('the registry has no row "{name:Text}"')
 def has_no_row(context: Any, name: str) -> None:
     assert (context.world.fleet.blep.state / "beehives.db").exists()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from behave import then
+from features.support import observing
+from features.support.observing import unix_of
 from features.support.recorder import Exchange
 from features.support.tables import cells, check_fields, values
 from features.support.world import World
@@ -102,6 +104,13 @@ def stream_has_event(context: Any, request: str, name: str) -> None:
     check_fields(found, values(context.world, context.table))
 
 
+@then('the event "started" of the last task names another worker than "{worker:Text}"')
+def started_names_another(context: Any, worker: str) -> None:
+    (started,) = [data for event, data in last_stream(context.world).events if event == "started"]
+    assert started["worker_id"].startswith("worker-"), started
+    assert started["worker_id"] != context.world.workers[worker].id, started
+
+
 @then('the event "started" of the last task names worker "{worker:Text}"')
 def started_names(context: Any, worker: str) -> None:
     (started,) = [data for event, data in last_stream(context.world).events if event == "started"]
@@ -132,6 +141,11 @@ def hive_asked_for_nothing(context: Any, machine: str) -> None:
 @then("stdout is the text of the stream")
 def stdout_is_stream(context: Any) -> None:
     assert context.world.last.stdout == stream_text(context.world) + "\n", context.world.last
+
+
+@then("stdout is the text of the stream so far")
+def stdout_is_stream_so_far(context: Any) -> None:
+    assert context.world.last.stdout == stream_text(context.world), context.world.last
 
 
 @then('the "{field:Text}" of that JSON is the text of the stream')
@@ -172,6 +186,28 @@ def hive_answered_error(context: Any, machine: str, request: str, status: int, c
     first = asked_hive(context.world, machine, request)[:1]
     assert [(answer.status, answer.error_code) for answer in first] == [(status, code)], first
     check_fields(first[0].json()["error"]["details"], values(context.world, context.table))
+
+
+@then(
+    'the hive on "{machine:Text}" has refused "{request:Text}" with {status:d} {code:w} and "{header:Text}"'
+)
+def hive_refused(context: Any, machine: str, request: str, status: int, code: str, header: str) -> None:
+    name, _, value = header.partition(": ")
+    seen = asked_hive(context.world, machine, request)
+    answers = {(answer.status, answer.error_code, answer.headers.get(name.lower())) for answer in seen}
+    assert answers == {(status, code, value)}, seen
+
+
+@then(
+    "within {seconds:d} s of the signal the queen has answered the cancellation of the task with {status:d}"
+)
+def queen_cancelled(context: Any, seconds: int, status: int) -> None:
+    world = context.world
+    request_id = last_stream(world).headers["x-request-id"]
+    (line,) = observing.requests_logged(world.fleet.queen_log, f"DELETE /v2/tasks/{request_id}")
+    (asked,) = asked_queen(world, f"DELETE /v2/tasks/{request_id}")
+    assert (line["status"], asked.status) == (status, status), line
+    assert 0 <= unix_of(line["timestamp"]) - world.signalled_unix < seconds, line
 
 
 @then('the hive on "{machine:Text}" was asked in a row')

@@ -139,6 +139,60 @@ def refused_apart(context: Any, count: int, worker: str, first: int, second: int
         assert abs(later - earlier - due) <= 0.5, times
 
 
+@then(
+    "within {seconds:d} s of the signal worker "
+    '"{worker:Text}" has answered the cancellation of the task with {status:d}'
+)
+def worker_cancelled(context: Any, seconds: int, worker: str, status: int) -> None:
+    world = context.world
+    request_id = last_stream(world).headers["x-request-id"]
+    lines = world.workers[worker].requests(f"DELETE /v1/inference/{request_id}")
+    assert {line["status"] for line in lines} == {status}, lines
+    assert 0 <= unix_of(lines[0]["timestamp"]) - world.signalled_unix < seconds, lines
+
+
+@then('worker "{worker:Text}" went from busy to idle within {seconds:d} s of the signal')
+def went_idle(context: Any, worker: str, seconds: int) -> None:
+    subject = context.world.workers[worker]
+    wait_until(lambda: subject.state_changes("busy to idle"), START_S, f"worker {worker} idle")
+    idle_unix = unix_of(subject.state_changes("busy to idle")[0]["timestamp"])
+    assert 0 <= idle_unix - context.world.signalled_unix < seconds + SLACK_S, idle_unix
+
+
+@then(
+    "within {seconds:d} s of the signal the hive has logged the crash of worker "
+    '"{worker:Text}" with exit status {status:d}'
+)
+def crash_logged(context: Any, seconds: int, worker: str, status: int) -> None:
+    subject = context.world.workers[worker]
+    wait_until(lambda: subject.exit_line, START_S, f"the end of worker {worker}")
+    line = subject.exit_line
+    assert (line["event"], line["exit_status"]) == ("worker_crashed", status), line
+    assert unix_of(line["timestamp"]) - context.world.signalled_unix < seconds + SLACK_S, line
+
+
+@then(
+    'worker "{worker:Text}" unloaded its model within {unload:d} s of being asked to end, '
+    "and was gone within {gone:d} s"
+)
+def ended_in_time(context: Any, worker: str, unload: int, gone: int) -> None:
+    subject = context.world.workers[worker]
+    (asked,) = subject.requests("POST /v1/admin/shutdown")
+    (unloaded,) = observing.log_lines(subject.log, "model_unloaded")
+    asked_unix = unix_of(asked["timestamp"])
+    assert unix_of(unloaded["timestamp"]) - asked_unix < unload + SLACK_S, (asked, unloaded)
+    assert unix_of(subject.exit_line["timestamp"]) - asked_unix < gone + SLACK_S, subject.exit_line
+
+
+@then('no process of worker "{worker:Text}" is left on "{machine:Text}"')
+def no_process_left(context: Any, worker: str, machine: str) -> None:
+    subject = context.world.workers[worker]
+    state = context.world.fleet.machine(machine).sandbox.state
+    alive = [processes.arguments(process) for process in processes.processes_of(state)]
+    assert alive, "not even the hive is left"
+    assert [words for words in alive if subject.id in words] == []
+
+
 @then('the long request to worker "{worker:Text}" goes on undisturbed')
 def long_request_goes_on(context: Any, worker: str) -> None:
     holder = context.world.holders[worker]

@@ -135,10 +135,10 @@ class Fleet:
     def nodes(self) -> list[Node]:
         return [machine for machine in self.machines.values() if isinstance(machine, Node)]
 
-    def start_hive(self, name: str) -> Machine:
-        """Start a hive by hand on a machine."""
+    def start_hive(self, name: str, **extra: str) -> Machine:
+        """Start a hive by hand on a machine, with further variables in its environment."""
         machine = self.provide(name)
-        self.daemons.append(machine.start_hive())
+        self.daemons.append(machine.start_hive(extra))
         return machine
 
     def record_hive(self, name: str) -> Recorder:
@@ -158,17 +158,17 @@ class Fleet:
             self.peers.append(self.hub)
         return self.hub
 
-    def register(self, node: Node) -> None:
-        """Add a node through the product, as ``setup add-node`` does."""
+    def register(self, node: Node, host: str | None = None, hive_port: int | None = None) -> None:
+        """Add a node through the product, as ``setup add-node`` does; ``host`` and port replace its own."""
         assert self.queen is not None, "a queen is needed to register a machine"
         body = {
             "node_name": node.name,
-            "ssh_host": node.host,
+            "ssh_host": host or node.host,
             "ssh_port": node.ssh.port,
             "ssh_user": node.user,
             "ssh_key_path": str(self.key),
             "install_path": node.install_path,
-            "hive_port": node.hive_port,
+            "hive_port": hive_port or node.hive_port,
         }
         answer = call("POST", f"{self.queen.url}/v2/registry/beehives/add", body)
         assert answer.status == 200, answer.body

@@ -203,9 +203,9 @@ class Machine:
     def worker_processes(self) -> list[psutil.Process]:
         return processes.daemons(self.sandbox.state, "llm-worker-rbee")
 
-    def start_hive(self) -> DaemonProcess:
+    def start_hive(self, extra: Mapping[str, str]) -> DaemonProcess:
         """Start a hive by hand, as its operator would."""
-        self.hive = DaemonProcess("rbee-hive", program("rbee-hive"), self.sandbox, {})
+        self.hive = DaemonProcess("rbee-hive", program("rbee-hive"), self.sandbox, extra)
         return self.hive
 
     def hive_health(self) -> Json:

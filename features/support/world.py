@@ -85,6 +85,8 @@ class World:
                 "key": self.fleet.key,
                 "folder": self.fleet.folder,
                 "api_key": API_KEY,
+                "blep_config": self.fleet.blep.config_file,
+                "blep_tmp": self.fleet.blep.temporary,
                 "two_megabytes": "payload-marker " * 140_000,
             }
             return str(simple[name])
