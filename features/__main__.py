@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ class FileRun:
     seconds: float
 
 
+Judge = Callable[[FileRun], list[str]]
+"""Says what is wrong with a run, one line each."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser("python -m features", description=__doc__)
     parser.add_argument("--jobs", type=int, default=3, help="feature files at the same time (3)")
@@ -51,14 +56,26 @@ def main() -> int:
         if options.self_check:
             environment[PROGRAMS_VARIABLE] = str(_make_empty_programs(Path(folder) / "programs"))
         behave = ["-D", f"slow={options.slow or options.self_check}".lower()]
-        judge = _judge_self_check if options.self_check else _judge
-        runs = _run_all(files, options.jobs, behave, environment, Path(folder), judge)
-    bad = sum(len(judge(run)) for run in runs)
+        judged = judge_self_check if options.self_check else judge
+        runs = _run_all(files, options.jobs, behave, environment, Path(folder), judged)
+    bad = sum(len(judged(run)) for run in runs)
     outcomes = [outcome for run in runs for outcome in run.outcomes]
-    counts = Counter(outcome.status for outcome in outcomes)
-    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    print(f"{len(outcomes)} scenarios: {told}; {time.monotonic() - began:.0f} s with {options.jobs} jobs")
+    print(f"{len(outcomes)} scenarios in {time.monotonic() - began:.0f} s with {options.jobs} jobs")
+    print(closing_line(outcomes))
     return 1 if bad or not outcomes else 0
+
+
+def closing_line(outcomes: list[Outcome]) -> str:
+    """``N passed, N failed, N skipped``."""
+    counts = Counter(_kind(outcome) for outcome in outcomes)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in ("passed", "failed", "skipped"))
+
+
+def _kind(outcome: Outcome) -> str:
+    """What is neither passed nor skipped for a stated reason has failed: an undefined step, an error."""
+    if not outcome.is_fine:
+        return "failed"
+    return "passed" if outcome.status == "passed" else "skipped"
 
 
 def _run_all(
@@ -67,7 +84,7 @@ def _run_all(
     options: list[str],
     environment: dict[str, str],
     folder: Path,
-    judge: object,
+    judged: Judge,
 ) -> list[FileRun]:
     runs = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -75,7 +92,7 @@ def _run_all(
         for done in as_completed(pending):
             run = done.result()
             runs.append(run)
-            _show(run, judge(run))  # type: ignore[operator]
+            _show(run, judged(run))
     return runs
 
 
@@ -96,15 +113,18 @@ def _run_file(file: Path, options: list[str], environment: dict[str, str], folde
     return FileRun(file, done.returncode, done.stdout, read_outcomes(results), time.monotonic() - began)
 
 
-def _judge(run: FileRun) -> list[str]:
+def judge(run: FileRun) -> list[str]:
     """What is wrong with a run, one line each."""
+    if not run.outcomes:
+        return ["FAILED no scenario was run"]
     wrong = [f"FAILED {outcome.name}" for outcome in run.outcomes if not outcome.is_fine]
     if run.exit_code != 0 and not wrong:
         wrong = [f"FAILED behave ended with {run.exit_code}"]
     return wrong
 
 
-def _judge_self_check(run: FileRun) -> list[str]:
+def judge_self_check(run: FileRun) -> list[str]:
+    """The same with programs that do nothing: what has passed shows nothing."""
     wrong = [f"PASSED with empty programs: {o.name}" for o in run.outcomes if o.status == "passed"]
     return wrong if run.outcomes else ["no scenario was run"]
 

@@ -88,8 +88,10 @@ Feature: Cross-Node Inference Request Flow - workers that crash, are cancelled, 
       And a hive on "localhost" that has the embedded model
       And an idle worker "A" on "localhost"
       When <before> seconds pass
-      And blep runs "infer --prompt hello --max-tokens 3"
-      Then the idle_since of worker "A" has moved
+      And worker "A" is asked for a stream of
+        | prompt     | hello |
+        | max_tokens | 3     |
+      Then the idle_since of worker "A" comes to have moved
       When worker "A" is idle again
       Then worker "A" is asked to end <seconds> s after its idle_since
       And worker "A" comes to its end with exit status 0
@@ -107,7 +109,7 @@ Feature: Cross-Node Inference Request Flow - workers that crash, are cancelled, 
 
       Examples:
         | seconds | before |
-        | 3       | 2      |
+        | 3       | 1      |
 
       @slow
       Examples: the default

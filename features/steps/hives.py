@@ -86,6 +86,13 @@ def hive_has_logged_request(context: Any, machine: str, request: str, status: in
     assert [line["status"] for line in seen] == [status], seen
 
 
+@then('the hive on "{machine:Text}" has logged 1 "{first:Text}", 1 "{second:Text}" and 1 "{third:Text}"')
+def logged_once(context: Any, machine: str, first: str, second: str, third: str) -> None:
+    log = context.world.fleet.machine(machine).hive_log
+    counts = {event: len(observing.log_lines(log, event)) for event in (first, second, third)}
+    assert counts == {first: 1, second: 1, third: 1}, counts
+
+
 @then('the hive on "{machine:Text}" has logged "{request:Text}" twice with {status:d}')
 def hive_has_logged_twice(context: Any, machine: str, request: str, status: int) -> None:
     log = context.world.fleet.machine(machine).hive_log

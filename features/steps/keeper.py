@@ -41,6 +41,20 @@ def variable_is_not_set(context: Any, name: str) -> None:
     context.world.fleet.variables[name] = None
 
 
+@when('blep runs {count:d} times at once "{line:Text}"')
+def blep_runs_at_once(context: Any, count: int, line: str) -> None:
+    world = context.world
+    commands = [world.fleet.start_keeper(*world.words(line)) for _ in range(count)]
+    world.results += [command.finish() for command in commands]
+
+
+@then("each of the {count:d} commands ended with exit code 0 and a text")
+def each_ended_well(context: Any, count: int) -> None:
+    results = context.world.results[-count:]
+    seen = [(result.exit_code, bool(result.stdout.strip())) for result in results]
+    assert seen == [(0, True)] * count, results
+
+
 @when('blep runs "{line:Text}" into a file')
 def blep_runs_into_file(context: Any, line: str) -> None:
     world = context.world

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-from behave import given, then
+from behave import given, then, when
 from features.support import made_models, observing
+from features.support.machines import START_S
 from features.support.models import give_embedded_model, rename_in_catalog
 from features.support.observing import call
 from features.support.tables import cells, check_fields, values
 from features.support.world import World
+
+CONVERTED = re.compile(r"[0-9a-f]{64}-\w+")
+"""The name of a conversion that is complete."""
 
 
 def catalog_rows(world: World, machine: str) -> list[dict[str, Any]]:
@@ -52,6 +58,57 @@ def hive_with_model_of_hub(context: Any, name: str, repo: str) -> None:
 @given('a hive on "{name:Text}"')
 def hive(context: Any, name: str) -> None:
     context.world.fleet.start_hive(name)
+
+
+@given('"{name:Text}" has the embedded model\'s file alone')
+def has_file_alone(context: Any, name: str) -> None:
+    sandbox = context.world.fleet.sandbox(name)
+    give_embedded_model(sandbox)
+    shutil.rmtree(sandbox.state / "models" / "ct2")
+
+
+@when('"{machine:Text}" has received {size:d} MB of the file')
+def has_received(context: Any, machine: str, size: int) -> None:
+    models = context.world.fleet.sandbox(machine).state / "models"
+
+    def received() -> bool:
+        return sum(path.stat().st_size for path in models.rglob("*.partial")) >= size * 1_048_576
+
+    context.world.command.wait_for(received, START_S, f"{size} MB received")
+
+
+@when('the conversion on "{machine:Text}" is under way')
+def conversion_is_under_way(context: Any, machine: str) -> None:
+    ct2 = context.world.fleet.sandbox(machine).state / "models" / "ct2"
+
+    def grows() -> bool:
+        return any(path.stat().st_size > 1_000_000 for path in ct2.rglob("model.bin"))
+
+    context.world.command.wait_for(grows, START_S, "a conversion")
+
+
+@when('the only model\'s file on "{machine:Text}" is removed')
+def remove_model_file(context: Any, machine: str) -> None:
+    (row,) = catalog_rows(context.world, machine)
+    Path(row["local_path"]).unlink()
+
+
+@then('"{machine:Text}" has no converted model')
+def has_no_conversion(context: Any, machine: str) -> None:
+    names = [folder.name for folder in conversions(context.world, machine)]
+    assert [name for name in names if CONVERTED.fullmatch(name)] == [], names
+
+
+@then('"{machine:Text}" has one converted model and nothing half done')
+def has_one_conversion(context: Any, machine: str) -> None:
+    names = [folder.name for folder in conversions(context.world, machine)]
+    assert [bool(CONVERTED.fullmatch(name)) for name in names] == [True], names
+
+
+@then('"{machine:Text}" has no partial file')
+def has_no_partial_file(context: Any, machine: str) -> None:
+    models = context.world.fleet.sandbox(machine).state / "models"
+    assert list(models.rglob("*.partial")) == []
 
 
 @then('the catalog of "{machine:Text}" has one model, with')

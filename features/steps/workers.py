@@ -47,6 +47,14 @@ def field_has_moved(context: Any, field: str, worker: str) -> None:
     assert unix_of(now) > unix_of(before), (before, now)
 
 
+@then('the {field} of worker "{worker:Text}" comes to have moved')
+def field_comes_to_move(context: Any, field: str, worker: str) -> None:
+    subject = context.world.workers[worker]
+    # While a request is under way there is none.
+    wait_until(lambda: (subject.record or {}).get(field), 5, f"the {field} of worker {worker}")
+    field_has_moved(context, field, worker)
+
+
 @then('the {field} of worker "{worker:Text}" has not moved')
 def field_has_not_moved(context: Any, field: str, worker: str) -> None:
     before, now = context.world.noted[worker][field], context.world.workers[worker].record[field]
@@ -243,8 +251,8 @@ def comes_to_run_with(context: Any, worker: str, arguments: str) -> None:
 @then('the process of worker "{worker:Text}" has the arguments')
 def has_arguments(context: Any, worker: str) -> None:
     words = processes.arguments(context.world.workers[worker].process)
-    for name, wanted in cells(context.table):
-        assert words[words.index(name) + 1] == context.world.fill(wanted), words
+    wanted = [(name, context.world.fill(value)) for name, value in cells(context.table)]
+    assert [(name, words[words.index(name) + 1]) for name, _ in wanted] == wanted, words
 
 
 @then('"{file:Text}" has mode 0600 and holds the key of worker "{worker:Text}", which is in no argument')

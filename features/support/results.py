@@ -21,7 +21,7 @@ class Outcome:
 
     @property
     def is_fine(self) -> bool:
-        return self.status in ("passed", "skipped")
+        return self.status == "passed" or (self.status == "skipped" and bool(self.reason))
 
 
 def note_outcome(outcome: Outcome) -> None:

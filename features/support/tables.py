@@ -36,6 +36,7 @@ def check_fields(seen: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> N
 
 def check_order(text: str, wanted: list[str]) -> None:
     """Each wanted piece is in the text, after the one before it."""
+    assert text or not wanted, f"nothing is there that could have {wanted}"
     position = 0
     for piece in wanted:
         found = text.find(piece, position)

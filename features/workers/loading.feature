@@ -41,7 +41,7 @@ Feature: Cross-Node Inference Request Flow - a worker that loads
         | max_tokens | 3     |
       Then the stream has come with the headers of one, its end told by done and [DONE]
       And worker "A" comes to say "idle" at "GET /v1/ready"
-      And the idle_since of worker "A" has moved
+      And the idle_since of worker "A" comes to have moved
 
   Rule: A worker that does not get ready in time is given up
 
