@@ -10,10 +10,10 @@ from typing import Any
 from behave import then, when
 from features.steps.traffic import last_stream
 from features.support import observing
-from features.support.machines import Worker
 from features.support.observing import call
 from features.support.sandbox import ROOT
 from features.support.tables import cells, check_fields, values
+from features.support.workers import Worker
 from features.support.world import World
 
 CORRELATION_ID = "6f9619ff-8b86-4d01-b42d-00c04fc964ff"

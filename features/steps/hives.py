@@ -9,10 +9,11 @@ from typing import Any
 from behave import then
 from features.support import observing
 from features.support.commands import wait_until
-from features.support.machines import SLACK_S, START_S, Worker
+from features.support.machines import SLACK_S
 from features.support.observing import unix_of
 from features.support.ports import is_free
 from features.support.tables import cells, check_fields, values
+from features.support.workers import START_S, Worker
 
 
 @then('the hive lists worker "{worker:Text}" with')

@@ -10,10 +10,10 @@ from typing import Any
 
 from behave import given, then, when
 from features.support import made_models, observing
-from features.support.machines import START_S
 from features.support.models import give_embedded_model, rename_in_catalog
 from features.support.observing import call
 from features.support.tables import cells, check_fields, values
+from features.support.workers import START_S
 from features.support.world import World
 
 CONVERTED = re.compile(r"[0-9a-f]{64}-\w+")

@@ -8,11 +8,12 @@ from behave import then, when
 from features.steps.traffic import asked_hive, last_stream
 from features.support import observing
 from features.support.commands import wait_until
-from features.support.machines import SLACK_S, START_S
+from features.support.machines import SLACK_S
 from features.support.made_models import header_of
 from features.support.observing import unix_of
 from features.support.streams import LoadingPoll, StreamReader, TimedEvent
 from features.support.tables import check_fields, values
+from features.support.workers import START_S
 from features.support.world import World
 
 

@@ -9,8 +9,8 @@ import uuid
 from typing import Any
 
 from features.support.commands import wait_until
-from features.support.machines import START_S, Worker
 from features.support.observing import call, stream_events
+from features.support.workers import START_S, Worker
 
 PROMPT = "Count on for ever: 1, 2, 3, 4, 5, 6, 7, 8, 9,"
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from features.support.machines import START_S, Worker
 from features.support.observing import Answer, call, stream_events
 from features.support.ports import await_port
 from features.support.sandbox import API_KEY
+from features.support.workers import START_S, Worker
 
 POLL_S = 0.01
 

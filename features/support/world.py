@@ -13,12 +13,12 @@ from typing import Any
 from features.support.commands import CommandResult, RunningCommand
 from features.support.fleet import Fleet
 from features.support.holder import Holder
-from features.support.machines import Worker
 from features.support.observing import Answer
 from features.support.peers import SilentPort
 from features.support.processes import Member
 from features.support.sandbox import API_KEY
 from features.support.streams import LoadingPoll, StreamReader
+from features.support.workers import Worker
 
 _PLACEHOLDER = re.compile(r"\$(\w+)(?:\.(\w+))?")
 
