@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from behave import given, then
-from features.support import observing
+from features.support import observing, processes
 from features.support.fleet import Fleet
 from features.support.peers import SilentPort
 from features.support.tables import check_fields, values
@@ -61,10 +61,11 @@ def one_login(context: Any, name: str) -> None:
 def one_start(context: Any, name: str) -> None:
     fleet: Fleet = context.world.fleet
     node = fleet.node(name)
-    starts = [entry.command for entry in node.ssh.commands if " daemon " in entry.command]
     owner = (fleet.blep.state / "queen.id").read_text().strip()
-    assert len(starts) == 1, node.ssh.commands
-    assert f"daemon --port {node.hive_port} --owner {owner} --worker-host {node.host}" in starts[0], starts
+    options = f"--port {node.hive_port} --owner {owner} --worker-host {node.host}"
+    assert len([entry for entry in node.ssh.commands if options in entry.command]) == 1, node.ssh.commands
+    (hive,) = node.hive_processes
+    assert f"daemon {options}" in " ".join(processes.arguments(hive)), hive
 
 
 @then('"{name:Text}" has seen no login')
