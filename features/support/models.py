@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -49,8 +50,17 @@ def prepare_models() -> None:
         if not list(models.rglob(FILE)):
             _provision("fetch", *place)
         for compute_type in COMPUTE_TYPES:
-            if not list((models / "ct2").glob(f"*-{compute_type}")):
+            # A conversion by another recipe would be made anew in every scenario; the product knows.
+            done = folder / f"{compute_type}-{_recipe()}.done"
+            if not done.exists():
                 _provision("convert", "--path", str(cached_file()), "--compute-type", compute_type, *place)
+                done.touch()
+
+
+def _recipe() -> str:
+    """Changes with the module that numbers the recipes of conversions."""
+    source = ROOT / "services" / "rbee" / "models" / "converted_folders.py"
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:12]
 
 
 def _provision(*args: str) -> None:
