@@ -15,14 +15,19 @@ from bench.measuring import Table, median
 COMPUTE_TYPES = ("float32", "int8")
 ROUNDS = 3
 HEADER_ROUNDS = 5
-_CONVERT = """
-import json, resource, sys, time
+_CONVERT = r"""
+import json, re, resource, sys, time
 from pathlib import Path
 from rbee.models.conversion import convert
 begun = time.perf_counter()
 folder = convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], on_progress=lambda done, total: None)
 took = time.perf_counter() - begun
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+status = Path("/proc/self/status")
+if status.exists():
+    # Of this program alone: what getrusage tells begins with the size of the process that started it.
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps([took, peak, (folder / "model.bin").stat().st_size]))
 """
 

@@ -329,7 +329,7 @@ def test_a_conversion_that_is_killed_is_told_as_a_lack_of_memory_and_health_answ
     assert [error["code"] for error in errors] == ["VRAM_EXHAUSTED"]
     assert "killed by the system" in errors[0]["message"]
     assert errors[0]["details"]["resource"] == "ram"
-    assert errors[0]["details"]["required"] > 400
+    assert errors[0]["details"]["required"] > 150
     assert node.client.get("/v1/workers/list") == {"workers": []}
     assert sorted(waits)[45] < 0.25
 

@@ -10,7 +10,7 @@ import pytest
 
 from rbee.core.references import ModelRef, parse_model_ref
 from rbee.models.catalog import Catalog
-from rbee.models.conversion_lock import exclusive_conversion
+from rbee.models.conversion_lock import ConversionProgress, exclusive_conversion
 from rbee.models.converted_folders import RECIPE
 from rbee.models.pruning import InUse, Kind, Pruned, Pruning
 from rbee.models.transfer_lock import exclusive_transfer
@@ -111,10 +111,13 @@ def test_a_part_belongs_to_the_transfer_of_the_whole_model(node: Node) -> None:
     assert [item.path for item in node.prune()] == [left]
 
 
+UNSEEN = ConversionProgress(lambda _done, _total: None, lambda _done, _total: None)
+
+
 def test_an_unfinished_conversion_goes_unless_its_maker_lives(node: Node) -> None:
     ct2 = node.models_dir / "ct2"
     key = f"{DIGEST}-int8"
-    with exclusive_conversion(ct2, key, lambda _done, _total: None):
+    with exclusive_conversion(ct2, key, UNSEEN):
         left = ct2 / f".{key}.123-4f.partial"
         node.write(left / "model.bin", 30)
         assert node.prune() == []
@@ -184,7 +187,7 @@ def test_a_conversion_stays_while_its_model_is_used_or_worked_on(node: Node) -> 
     node.refs = frozenset({REPO})
     assert node.prune() == []
     node.refs = frozenset()
-    with exclusive_conversion(folder.parent, folder.name, lambda _done, _total: None):
+    with exclusive_conversion(folder.parent, folder.name, UNSEEN):
         assert node.prune() == []
     assert folder.exists()
 
@@ -232,7 +235,7 @@ def test_an_unused_model_that_somebody_needs_now_stays(node: Node, use: str) -> 
         with exclusive_transfer(node.models_dir, [path], None, RecordingListener()):
             assert node.prune(unused_since=NOW + 1) == []
     elif use == "conversion":
-        with exclusive_conversion(folder.parent, folder.name, lambda _done, _total: None):
+        with exclusive_conversion(folder.parent, folder.name, UNSEEN):
             assert node.prune(unused_since=NOW + 1) == []
     else:
         assert node.prune(unused_since=NOW + 1) == []
