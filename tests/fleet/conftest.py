@@ -1,0 +1,137 @@
+"""Hosts, software to put on them, and the way to run playbooks against them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.hosts import CACHE, Lab, missing_prerequisite, running_lab
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "fleet-test-key-0123456789"
+SOURCES = (
+    "services",
+    "cli",
+    "playbooks",
+    "roles",
+    "inventory",
+    "setup.cfg",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "fleet" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(1200))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prerequisites() -> None:
+    reason = missing_prerequisite()
+    if reason is not None:
+        pytest.exit(reason, returncode=1)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a playbook did."""
+
+    exit_code: int
+    output: str
+
+    @property
+    def recap(self) -> dict[str, dict[str, int]]:
+        """The counts of each host."""
+        rows = re.findall(r"^(\S+)\s+: (ok=.*)$", self.output, re.M)
+        return {host: {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", counts)} for host, counts in rows}
+
+    def total(self, count: str) -> int:
+        return sum(counts[count] for counts in self.recap.values())
+
+
+class Control:
+    """The control machine: runs playbooks against the hosts of a lab."""
+
+    def __init__(self, folder: Path, lab: Lab, **variables: Any) -> None:
+        self.folder, self.lab = folder, lab
+        self.variables = variables
+        folder.mkdir(parents=True, exist_ok=True)
+        self.inventory = folder / "inventory.json"
+        self.write_inventory()
+
+    def write_inventory(self, **of_hosts: dict[str, Any]) -> None:
+        """The inventory of the lab; ``of_hosts`` adds variables to single hosts."""
+        hosts = {h: self.lab.connection(h) | of_hosts.get(h, {}) for h in self.lab.hosts}
+        content = {"rbee_nodes": {"hosts": hosts, "vars": self.variables}}
+        self.inventory.write_text(json.dumps(content))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        links = f"{os.environ.get('PIP_FIND_LINKS', '')} {self.folder.parent / 'dist'}".strip()
+        return {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RBEE_HOME": str(CACHE / "control"),
+            "RBEE_API_KEY": KEY,
+            "PIP_FIND_LINKS": links,
+            "ANSIBLE_NOCOLOR": "1",
+        }
+
+    def play(self, playbook: str, *args: str, **variables: Any) -> Played:
+        """Run a playbook as an operator would, from the folder of the playbooks."""
+        command = ["ansible-playbook", "-i", str(self.inventory), f"{playbook}.yml", *args]
+        command += ["-e", json.dumps(variables)] if variables else []
+        done = subprocess.run(
+            command,
+            cwd=ROOT / "playbooks",
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return Played(done.returncode, done.stdout)
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of built releases: a good 0.1.1, and a 0.1.2 whose hive ends at its start."""
+    folder = tmp_path_factory.getbasetemp() / "dist"
+    for version, break_it in (("0.1.1", False), ("0.1.2", True)):
+        source = tmp_path_factory.mktemp("source")
+        for name in SOURCES:
+            path = ROOT / name
+            if path.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+                shutil.copytree(path, source / name, ignore=ignored)
+            else:
+                shutil.copy(path, source / name)
+        initial = source / "services" / "rbee" / "__init__.py"
+        initial.write_text(initial.read_text().replace("0.1.0", version))
+        if break_it:
+            service = source / "services" / "rbee" / "hive" / "service.py"
+            service.write_text(service.read_text() + '\nraise RuntimeError("broken on purpose")\n')
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fleet(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
+    """Three hosts with systemd whose hive is a service; the tests of a file go through their life."""
+    with running_lab(101, 3) as lab:
+        yield Control(tmp_path_factory.getbasetemp() / "fleet", lab, rbee_hive_service=True)

@@ -1,0 +1,131 @@
+"""The life of three machines with systemd, from bare to bare; each test goes on where the last ended."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import Any
+
+from fleet.conftest import Control
+
+HOSTS = ["n1", "n2", "n3"]
+before: dict[str, Any] = {}
+
+
+def health(control: Control, host: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://{control.lab.address(host)}:9200/v1/health", timeout=5) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def versions(control: Control) -> dict[str, str]:
+    return {host: health(control, host)["version"] for host in HOSTS}
+
+
+def test_check_mode_on_clean_hosts_fails_nowhere_and_changes_nothing(fleet: Control) -> None:
+    before.update({host: fleet.lab.snapshot(host) for host in HOSTS})
+    played = fleet.play("install", "--check", "--limit", "n1")
+    assert played.exit_code == 0, played.output
+    assert played.recap["n1"]["failed"] == 0
+    assert played.recap["n1"]["changed"] > 0
+    assert differences(before["n1"], fleet.lab.snapshot("n1")) == []
+
+
+def test_installing_gives_a_hardened_service_that_answers_on_the_address_of_the_node(fleet: Control) -> None:
+    played = fleet.play("install")
+    assert played.exit_code == 0, played.output
+    assert versions(fleet) == dict.fromkeys(HOSTS, "0.1.0")
+    for host in HOSTS:
+        shown = fleet.lab.run(
+            host, "systemctl", "show", "rbee-hive", "-p", "User,ProtectSystem,UnitFileState"
+        )
+        assert sorted(shown.split()) == ["ProtectSystem=strict", "UnitFileState=enabled", "User=rbee"]
+        assert fleet.lab.run(host, "stat", "-c", "%a %U", "/etc/rbee/api.key").strip() == "600 rbee"
+        listening = fleet.lab.run(host, "ss", "-Hltn", "sport", "=", ":9200").split()
+        assert f"{fleet.lab.address(host)}:9200" in listening
+
+
+def test_the_key_is_in_no_output(fleet: Control) -> None:
+    played = fleet.play(
+        "install", "-vvv", "--diff", "--limit", "n1", rbee_settings={"log": {"level": "info"}}
+    )
+    assert played.exit_code == 0, played.output
+    assert fleet.environment["RBEE_API_KEY"] not in played.output
+
+
+def test_a_second_run_changes_nothing(fleet: Control) -> None:
+    assert fleet.play("install").exit_code == 0
+    played = fleet.play("install")
+    assert (played.exit_code, played.total("changed")) == (0, 0), played.output
+
+
+def test_an_upgrade_switches_every_host_and_a_second_one_changes_nothing(fleet: Control) -> None:
+    played = fleet.play("upgrade", rbee_version="0.1.1")
+    assert played.exit_code == 0, played.output
+    assert versions(fleet) == dict.fromkeys(HOSTS, "0.1.1")
+    again = fleet.play("upgrade", rbee_version="0.1.1")
+    assert (again.exit_code, again.total("changed")) == (0, 0), again.output
+
+
+def test_a_release_that_does_not_start_is_rolled_back_on_the_first_host_and_reaches_no_other(
+    fleet: Control,
+) -> None:
+    started = {host: health(fleet, host)["pid"] for host in HOSTS}
+    played = fleet.play("upgrade", rbee_version="0.1.2", rbee_hive_start_timeout_s=8)
+    assert played.exit_code != 0
+    assert "n1 is back on 0.1.1" in played.output
+    assert "broken on purpose" in played.output
+    assert versions(fleet) == dict.fromkeys(HOSTS, "0.1.1")
+    links = {host: fleet.lab.run(host, "readlink", "/opt/rbee/current").strip() for host in HOSTS}
+    assert links == dict.fromkeys(HOSTS, "releases/0.1.1")
+    assert {host: health(fleet, host)["pid"] for host in HOSTS[1:]} == {h: started[h] for h in HOSTS[1:]}
+
+
+def test_a_host_that_cannot_take_the_release_stops_the_roll_out_before_any_has_changed(
+    fleet: Control,
+) -> None:
+    started = {host: health(fleet, host)["pid"] for host in HOSTS}
+    fleet.lab.run("n3", "rm", "-rf", "/opt/rbee/releases/0.1.2")
+    fleet.lab.run("n3", "mkdir", "/opt/rbee/releases/0.1.2")
+    fleet.lab.lab("exec", "n3", "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", "/opt/rbee/releases/0.1.2")
+    played = fleet.play("upgrade", rbee_version="0.1.2")
+    fleet.lab.lab("exec", "n3", "umount", "/opt/rbee/releases/0.1.2")
+    assert played.exit_code != 0
+    assert {host: health(fleet, host)["pid"] for host in HOSTS} == started
+
+
+def test_rolling_back_gives_the_release_before(fleet: Control) -> None:
+    played = fleet.play("rollback")
+    assert played.exit_code == 0, played.output
+    assert versions(fleet) == dict.fromkeys(HOSTS, "0.1.0")
+
+
+def test_a_check_tells_a_host_whose_hive_does_not_run(fleet: Control) -> None:
+    assert fleet.play("check").exit_code == 0
+    fleet.lab.run("n2", "systemctl", "stop", "rbee-hive")
+    played = fleet.play("check", rbee_hive_start_timeout_s=2)
+    assert played.exit_code != 0
+    assert {host: counts["failed"] for host, counts in played.recap.items()} == {"n1": 0, "n2": 1, "n3": 0}
+
+
+def test_uninstalling_leaves_nothing(fleet: Control) -> None:
+    played = fleet.play("uninstall")
+    assert played.exit_code == 0, played.output
+    for host in HOSTS:
+        assert differences(before[host], fleet.lab.snapshot(host)) == []
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What a host has that it had not, and the other way round."""
+    told = []
+    for kind in ("files", "units", "processes", "users", "groups"):
+        left, right = old[kind], new[kind]
+        told += [f"{kind}: + {one}" for one in right if one not in left]
+        told += [f"{kind}: - {one}" for one in left if one not in right]
+        if kind == "files":
+            told += [
+                f"files: {one} {left[one]} {right[one]}"
+                for one in right
+                if left.get(one, right[one]) != right[one]
+            ]
+    return told
