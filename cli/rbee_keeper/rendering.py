@@ -27,6 +27,7 @@ from rbee_keeper.results import (
     QueenStatus,
     Record,
     Result,
+    RunList,
     VerifiedModels,
     WorkerHealth,
     WorkerList,
@@ -274,6 +275,30 @@ def _queen_status(result: QueenStatus) -> list[str]:
         ]
     lines = [f"queen-rbee is running at {result.url}", f"  Version: {result.version or 'unknown'}"]
     return [*lines, f"  Pid: {result.pid if result.pid is not None else 'unknown (not started here)'}"]
+
+
+@text_lines.register
+def _run_list(result: RunList) -> list[str]:
+    if not result.runs:
+        return ["No runs recorded"]
+    return _table(
+        ("STARTED (UTC)", "WHO", "WHAT", "VERSION", "NODES", "OUTCOME", "SECONDS"),
+        [_run_row(run) for run in result.runs],
+    )
+
+
+def _run_row(run: Record) -> list[Any]:
+    what = f"{run.get('operation')} --check" if run.get("check") else run.get("operation")
+    nodes = ", ".join(str(name) for name in run.get("nodes") or [])
+    return [
+        run.get("started"),
+        run.get("who"),
+        what,
+        run.get("version"),
+        nodes,
+        run.get("outcome"),
+        run.get("duration_s"),
+    ]
 
 
 @text_lines.register

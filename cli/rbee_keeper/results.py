@@ -154,5 +154,12 @@ class Inference(Result):
 
 
 @dataclass(frozen=True)
+class RunList(Result):
+    """Recorded playbook runs, the newest first."""
+
+    runs: Sequence[Record]
+
+
+@dataclass(frozen=True)
 class Streamed(Result):
     """A command that has printed everything while it ran."""

@@ -131,7 +131,7 @@ class RunningCommand:
 
         return wait_until(reached, timeout_s, what)
 
-    def finish(self, timeout_s: float = 180.0) -> CommandResult:
+    def finish(self, timeout_s: float = 400.0) -> CommandResult:
         """Wait for the end.
 
         Raises:

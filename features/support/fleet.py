@@ -158,8 +158,13 @@ class Fleet:
             self.peers.append(self.hub)
         return self.hub
 
-    def register(self, node: Node, host: str | None = None, hive_port: int | None = None) -> None:
-        """Add a node through the product, as ``setup add-node`` does; ``host`` and port replace its own."""
+    def register(
+        self, node: Node, host: str | None = None, hive_port: int | None = None, **fields: str
+    ) -> None:
+        """Add a node through the product, as ``setup add-node`` does.
+
+        ``host`` and port replace the node's own; ``fields`` are more of its record.
+        """
         assert self.queen is not None, "a queen is needed to register a machine"
         body = {
             "node_name": node.name,
@@ -169,6 +174,7 @@ class Fleet:
             "ssh_key_path": str(self.key),
             "install_path": node.install_path,
             "hive_port": hive_port or node.hive_port,
+            **fields,
         }
         answer = call("POST", f"{self.queen.url}/v2/registry/beehives/add", body)
         assert answer.status == 200, answer.body

@@ -190,7 +190,9 @@ class Node(Machine):
         systemctl.write_text("#!/bin/sh\nexit 1\n")
         systemctl.chmod(0o755)
         environment = self.sandbox.environment
-        return {**environment, "PATH": f"{programs}:{environment['PATH']}"}
+        # Installations on nodes fetch and compile the same packages again and again.
+        pip = {"PIP_CACHE_DIR": str(CACHE / "pip"), "PIP_NO_COMPILE": "1"}
+        return {**environment, **pip, "PATH": f"{programs}:{environment['PATH']}"}
 
     @property
     def user(self) -> str:

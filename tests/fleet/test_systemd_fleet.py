@@ -13,8 +13,14 @@ before: dict[str, Any] = {}
 
 
 def health(control: Control, host: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"http://{control.lab.address(host)}:9200/v1/health", timeout=5) as answer:
-        found: dict[str, Any] = json.load(answer)
+    """What the hive of a host says about itself; its journal when it says nothing."""
+    url = f"http://{control.lab.address(host)}:9200/v1/health"
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+    except OSError as error:
+        journal = control.lab.run(host, "journalctl", "-u", "rbee-hive", "--no-pager", check=False)
+        raise AssertionError(f"{host}: {error}\n{journal}") from None
     return found
 
 

@@ -79,11 +79,6 @@ SCENARIOS = (
     "CLI command - manually shutdown worker",
     "CLI command - view logs",
 )
-NOT_YET = {
-    # With the installation of nodes.
-    *(3, 57),
-}
-"""Numbers of the scenarios that are still to be written, counted from 1."""
 TAGS = {"setup": (1, 2, 3, 4, 5, 6), "gguf": (19, 20, 21, 22), "lifecycle": range(46, 53)}
 TAGS |= {"install": range(54, 58), "critical": (1, 6, 46, 48, 49, 50, 51, 52)}
 CONDITIONS = {"needs-cuda", "needs-root", "slow"}
@@ -102,23 +97,16 @@ def scenarios() -> list[Scenario | ScenarioOutline]:
     return found
 
 
-def test_every_scenario_that_is_due_is_there_exactly_once() -> None:
+def test_every_scenario_is_there_exactly_once() -> None:
     assert len(set(SCENARIOS)) == 62
     counted = Counter(scenario.name for scenario in scenarios())
-    due = [name for number, name in enumerate(SCENARIOS, 1) if number not in NOT_YET]
-    assert {name: counted[name] for name in due} == dict.fromkeys(due, 1)
+    assert {name: counted[name] for name in SCENARIOS} == dict.fromkeys(SCENARIOS, 1)
     assert [name for name, count in counted.items() if count > 1] == []
 
 
 def test_every_other_scenario_is_a_further_example_of_one_in_the_list() -> None:
     names = [scenario.name for scenario in scenarios() if scenario.name not in SCENARIOS]
     assert [name for name in names if not name.startswith(tuple(f"{known} - " for known in SCENARIOS))] == []
-
-
-def test_scenarios_that_are_not_yet_due_are_not_written() -> None:
-    """Whoever writes one takes its number out of the list, so that it cannot vanish again."""
-    names = {scenario.name for scenario in scenarios()}
-    assert [number for number in NOT_YET if SCENARIOS[number - 1] in names] == []
 
 
 def test_scenarios_have_their_tags_and_none_is_skipped_in_silence() -> None:

@@ -1,4 +1,4 @@
-"""``setup``: the registry of nodes."""
+"""``setup``: the registry of nodes, and the software on them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rbee_keeper.commands.provision import COMMANDS
 from rbee_keeper.failures import KeeperFailure
 from rbee_keeper.parameters import NODE_NAME, JsonValue, KeeperGroup, json_option
 from rbee_keeper.results import Message, NodeDetails, NodeList
@@ -23,7 +24,11 @@ _HIVE_PORT = click.IntRange(1024, 65535)
 
 @click.group(cls=KeeperGroup)
 def setup() -> None:
-    """Register the machines of the fleet."""
+    """Register the machines of the fleet and install rbee on them."""
+
+
+for _command in COMMANDS:
+    setup.add_command(_command)
 
 
 @setup.command("add-node")
