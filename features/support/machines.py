@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from features.support import processes
 from features.support.commands import RunningCommand
-from features.support.models import EMBEDDED, embedded_file
+from features.support.models import EMBEDDED, cache_folder, embedded_file
 from features.support.observing import call
 from features.support.ports import is_free
 from features.support.recorder import Recorder
@@ -191,7 +191,7 @@ class Node(Machine):
         systemctl.chmod(0o755)
         environment = self.sandbox.environment
         # Installations on nodes fetch and compile the same packages again and again.
-        pip = {"PIP_CACHE_DIR": str(CACHE / "pip"), "PIP_NO_COMPILE": "1"}
+        pip = {"PIP_CACHE_DIR": str(cache_folder() / "pip"), "PIP_NO_COMPILE": "1"}
         return {**environment, **pip, "PATH": f"{programs}:{environment['PATH']}"}
 
     @property

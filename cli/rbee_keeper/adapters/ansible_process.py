@@ -58,8 +58,6 @@ class Run:
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_HOST_KEY_CHECKING": "True",
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "ssh"),
-            # ansible-runner looks for ansible-playbook in PATH; our environment need not be activated.
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}",
         }
         done = ansible_runner.run(
             private_data_dir=str(folder),

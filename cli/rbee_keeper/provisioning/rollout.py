@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbee import __version__
@@ -175,7 +176,9 @@ def _play(
         display.take(event)
 
     settings = session.settings
-    environ = {**session.environ, "RBEE_HOME": str(settings.home)}
+    # ansible-runner looks for ansible-playbook in PATH; our environment need not be activated.
+    path = f"{Path(sys.executable).parent}:{session.environ.get('PATH', '/usr/bin:/bin')}"
+    environ = {**session.environ, "PATH": path, "RBEE_HOME": str(settings.home)}
     if session.api_key is not None:
         environ["RBEE_API_KEY"] = session.api_key
     configuration = settings.model_dump(mode="json", include={"ssh", "remote", "auth"})

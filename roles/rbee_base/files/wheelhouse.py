@@ -181,8 +181,11 @@ def pack_installed(work: Path) -> Path:
             name = file.as_posix()
             if name.startswith("../") or name.endswith(".pyc") or name in local:
                 continue
-            content = Path(str(file.locate())).read_bytes()
-            packed.writestr(name, content)
+            path = Path(str(file.locate()))
+            content = path.read_bytes()
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr, entry.compress_type = path.stat().st_mode << 16, zipfile.ZIP_DEFLATED
+            packed.writestr(entry, content)
             checksum = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             rows.append(f"{name},sha256={checksum},{len(content)}")
         packed.writestr(f"{info}RECORD", "\n".join([*rows, f"{info}RECORD,,", ""]))
