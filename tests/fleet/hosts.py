@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 LAB = HERE / "lab.sh"
@@ -104,9 +105,9 @@ class Lab:
         """A command over SSH; its standard output."""
         return self.lab("ssh", host, shlex.join(argv), check=check)
 
-    def snapshot(self, host: str) -> dict[str, object]:
+    def snapshot(self, host: str) -> dict[str, Any]:
         """Files, units, accounts and processes of a host."""
-        found: dict[str, object] = json.loads(self.run(host, "python3", "-c", SNAPSHOT))
+        found: dict[str, Any] = json.loads(self.run(host, "python3", "-c", SNAPSHOT))
         return found
 
     def connection(self, host: str) -> dict[str, str]:
@@ -133,3 +134,19 @@ def running_lab(number: int, count: int, *, with_systemd: bool = True) -> Iterat
         yield lab
     finally:
         lab.down()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What a host has that it had not, and the other way round."""
+    told = []
+    for kind in ("files", "units", "processes", "users", "groups"):
+        left, right = old[kind], new[kind]
+        told += [f"{kind}: + {one}" for one in right if one not in left]
+        told += [f"{kind}: - {one}" for one in left if one not in right]
+        if kind == "files":
+            told += [
+                f"files: {one} {left[one]} {right[one]}"
+                for one in right
+                if left.get(one, right[one]) != right[one]
+            ]
+    return told

@@ -7,6 +7,7 @@ import urllib.request
 from typing import Any
 
 from fleet.conftest import Control
+from fleet.hosts import differences
 
 HOSTS = ["n1", "n2", "n3"]
 before: dict[str, Any] = {}
@@ -119,19 +120,3 @@ def test_uninstalling_leaves_nothing(fleet: Control) -> None:
     assert played.exit_code == 0, played.output
     for host in HOSTS:
         assert differences(before[host], fleet.lab.snapshot(host)) == []
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What a host has that it had not, and the other way round."""
-    told = []
-    for kind in ("files", "units", "processes", "users", "groups"):
-        left, right = old[kind], new[kind]
-        told += [f"{kind}: + {one}" for one in right if one not in left]
-        told += [f"{kind}: - {one}" for one in left if one not in right]
-        if kind == "files":
-            told += [
-                f"files: {one} {left[one]} {right[one]}"
-                for one in right
-                if left.get(one, right[one]) != right[one]
-            ]
-    return told
