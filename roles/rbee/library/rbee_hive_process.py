@@ -146,7 +146,7 @@ def start(params):
     except subprocess.TimeoutExpired:
         return hive.pid
     with open(said, encoding="utf-8", errors="replace") as text:
-        raise RuntimeError("the hive ended with exit code %d: %s" % (code, text.read().strip()[-1000:]))
+        raise RuntimeError(f"the hive ended with exit code {code}: {text.read().strip()[-1000:]}")
 
 
 def main():
