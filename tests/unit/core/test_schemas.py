@@ -30,6 +30,7 @@ def test_a_task_has_the_documented_defaults() -> None:
         "device": None,
         "timeout_seconds": 300,
         "busy_retries": 3,
+        "ignore_cordon": False,
     }
 
 
