@@ -100,7 +100,7 @@ def test_top_k_of_one_and_a_tiny_top_p_are_greedy(worker: WorkerProcess) -> None
 def test_a_repetition_penalty_takes_effect(worker: WorkerProcess) -> None:
     body: dict[str, Any] = {"prompt": "bee bee bee bee", "raw": True, "max_tokens": 16, "temperature": 0}
     encouraged, discouraged = (worker.text(**body, repetition_penalty=each) for each in (0.1, 2.0))
-    assert encouraged.count("bee") > 3 * discouraged.count("bee")
+    assert 3 * len(set(encouraged)) < len(set(discouraged))
 
 
 def test_the_system_text_takes_effect(worker: WorkerProcess) -> None:
