@@ -26,10 +26,8 @@ Feature: Cross-Node Inference Request Flow - models and what happens to them on 
       And "localhost" has received 1 MB of the file
       And the hive on "localhost" is killed and started anew
       And the command ends
-      Then the exit code is 1
-      And stderr has a line that starts with "Error:"
-      When blep runs "infer --model hf:org/five-GGUF --prompt hello --max-tokens 3"
       Then the exit code is 0
+      And stderr has a line that starts with "Bad answer from the hive"
       And the hub has sent the file in two parts, the second from where the first had been written
       And that model of "localhost" was pulled during the command; its row has the size and digest of its file
       And stdout is the text of the stream
@@ -59,10 +57,8 @@ Feature: Cross-Node Inference Request Flow - models and what happens to them on 
       And the conversion on "localhost" is under way
       And the hive on "localhost" is killed and started anew
       And the command ends
-      Then the exit code is 1
-      And "localhost" has no converted model
-      When blep runs "infer --prompt hello --max-tokens 3"
       Then the exit code is 0
+      And stderr has a line that starts with "Bad answer from the hive"
       And stdout is the text of the stream
       And "localhost" has one converted model and nothing half done
 
