@@ -14,16 +14,19 @@ from bench.streams import StreamClient
 PROMPT = "Write a long story about a bee."
 TOKENS = 160
 ROUNDS = 5
+COMPUTE_TYPES = ("int8", "float32")
 
 
-def direct_gaps(folder: Path, rounds: int) -> list[float]:
+def direct_gaps(folder: Path, compute_type: str, rounds: int) -> list[float]:
     """Median seconds per token of each round of ``generate_batch`` on the same folder, threads and prompt."""
     import ctranslate2
 
     from rbee.models.text import load_text_model
 
     text = load_text_model(folder)
-    generator = ctranslate2.Generator(str(folder), device="cpu", intra_threads=len(os.sched_getaffinity(0)))
+    generator = ctranslate2.Generator(
+        str(folder), compute_type=compute_type, intra_threads=len(os.sched_getaffinity(0))
+    )
     prompt = [text.tokens[i] for i in text.encode_prompt(PROMPT)]
     found = []
     for _ in range(rounds + 1):
@@ -48,26 +51,36 @@ def direct_gaps(folder: Path, rounds: int) -> list[float]:
 
 def measure() -> Table:
     """Rounds of the worker and of the engine alone, in turn, on the converted embedded model."""
+    rows = []
+    for compute_type in COMPUTE_TYPES:
+        worker, direct = _compare(compute_type)
+        rows.append([compute_type, f"{1 / worker:.1f}", f"{1 / direct:.1f}", f"{direct / worker:.3f}"])
+    return Table(
+        "Decode speed, one stream",
+        [
+            "compute type",
+            "worker over HTTP, tokens/s",
+            "generate_batch in one process",
+            "worker / engine alone",
+        ],
+        rows,
+        f"Greedy, {TOKENS} tokens, medians of {ROUNDS} rounds in turn. Goal: a ratio of at least 0.95.",
+    )
+
+
+def _compare(compute_type: str) -> tuple[float, float]:
+    """Seconds per token of the worker and of the engine alone."""
     worker: list[float] = []
     direct: list[float] = []
     body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0.0}
-    with Fleet() as fleet:
+    with Fleet(f'[worker]\ncompute_type = "{compute_type}"\n') as fleet:
         url, _, key = fleet.warm_worker()
-        folder = max((STATE / "models" / "ct2").glob("*-float32"), key=lambda f: f.stat().st_mtime)
+        folders = (STATE / "models" / "ct2").glob(f"*-{compute_type}")
+        folder = max(folders, key=lambda found: found.stat().st_mtime)
         client = StreamClient(url, "/v1/inference", key)
         client.run(body)
         for _ in range(ROUNDS):
             worker.append(median(client.run(body).gaps))
-            direct += direct_gaps(folder, 1)
+            direct += direct_gaps(folder, compute_type, 1)
         client.close()
-    rows = [
-        ["worker over HTTP", f"{1 / median(worker):.1f}"],
-        ["generate_batch in one process", f"{1 / median(direct):.1f}"],
-        ["worker / engine alone", f"{median(direct) / median(worker):.3f}"],
-    ]
-    return Table(
-        "Decode speed, one stream",
-        ["path", "tokens/s"],
-        rows,
-        f"Greedy, {TOKENS} tokens, medians of {ROUNDS} rounds in turn. Goal: a ratio of at least 0.95.",
-    )
+    return median(worker), median(direct)
