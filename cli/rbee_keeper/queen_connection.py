@@ -67,6 +67,16 @@ class QueenConnection:
         with self._told():
             return _object(self._client.post(path, dict(body), timeout_s=timeout_s), self.url)
 
+    def delete(self, path: str, *, timeout_s: float = 30.0) -> None:
+        """A DELETE whose answer has no body."""
+        with self._told():
+            self._client.delete(path, timeout_s=timeout_s)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the queen was started for this command, so that it serves nobody else yet."""
+        return self._process is not None
+
     def stream(
         self,
         method: str,

@@ -25,6 +25,13 @@ _check = click.option("--check", is_flag=True, help="Only tell what would change
 _diff = click.option("--diff", is_flag=True, help="Show each change.")
 
 
+_drain = click.option(
+    "--drain-timeout",
+    type=click.IntRange(0, 86400),
+    help="Seconds open streams of a node may take to end; when they do not, the roll-out stops there.",
+)
+
+
 def _version_text(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     if value and not _VERSION.fullmatch(value):
         raise click.BadParameter(f"'{value}' is not a version like 0.1.0")
@@ -65,7 +72,7 @@ def install(session: Session, /, **flags: Any) -> Streamed:
 
 
 @click.command(cls=KeeperCommand)
-@_options(_nodes, _all, _serial, _check, _diff, _version)
+@_options(_nodes, _all, _serial, _check, _diff, _version, _drain)
 @click.pass_obj
 def upgrade(session: Session, /, **flags: Any) -> Streamed:
     """Upgrade nodes one after the other; one that fails is put back and stops the rest."""
@@ -73,7 +80,7 @@ def upgrade(session: Session, /, **flags: Any) -> Streamed:
 
 
 @click.command(cls=KeeperCommand)
-@_options(_nodes, _all, _serial, _check, _diff, _version)
+@_options(_nodes, _all, _serial, _check, _diff, _version, _drain)
 @click.pass_obj
 def rollback(session: Session, /, **flags: Any) -> Streamed:
     """Put nodes back on the release they had before."""

@@ -19,6 +19,7 @@ from rbee_keeper.provisioning.fleet_lock import fleet_lock, who
 from rbee_keeper.provisioning.operations import Operation
 from rbee_keeper.provisioning.playbook_run import PlaybookOutcome, PlaybookRequest, run_playbook
 from rbee_keeper.provisioning.runs import RunFolder, RunRecord
+from rbee_keeper.provisioning.serving_queen import noted_rollout, serving_queen
 from rbee_keeper.results import Streamed
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Wish:
         diff: show each change.
         version: another version than this program's.
         purge: an uninstall takes the models as well.
+        drain_timeout: seconds open streams of a node may take to end; None for the playbook's own.
     """
 
     operation: Operation
@@ -48,6 +50,7 @@ class Wish:
     diff: bool = False
     version: str = ""
     purge: bool = False
+    drain_timeout: int | None = None
 
 
 def roll_out(session: Session, wish: Wish) -> Streamed:
@@ -72,7 +75,8 @@ def roll_out(session: Session, wish: Wish) -> Streamed:
     request = PlaybookRequest(operation, nodes, _variables(session, wish), _arguments(wish))
     display = RunDisplay(session.terminal, operation, shows_changes=wish.diff, is_check=wish.check)
     with _locked(session, wish, names) as lock, _recorded(session, wish, names) as run:
-        outcome = _play(session, request, display, run, lock)
+        with noted_rollout(session, _target(wish), is_needed=_moves_versions(wish)):
+            outcome = _play(session, request, display, run, lock)
         failures = {name: f"{f.task}: {f.reason}" for name, f in display.failures.items()}
         run.end(outcome, failures)
     return _tell(session, wish, outcome, display, names, run)
@@ -108,7 +112,20 @@ def _variables(session: Session, wish: Wish) -> dict[str, Any]:
         variables["rbee_version"] = wish.version
     if wish.purge:
         variables["rbee_uninstall_purge"] = True
+    if wish.drain_timeout is not None:
+        variables["rbee_hive_drain_timeout_s"] = wish.drain_timeout
+    queen = None if wish.check else serving_queen(session)
+    if queen is not None:
+        variables["rbee_queen_url"] = queen.url
     return variables
+
+
+def _target(wish: Wish) -> str:
+    return wish.version or __version__
+
+
+def _moves_versions(wish: Wish) -> bool:
+    return wish.operation.changes_version and not wish.check
 
 
 def _arguments(wish: Wish) -> list[str]:
@@ -156,9 +173,7 @@ class _Recording:
 @contextmanager
 def _recorded(session: Session, wish: Wish, names: Sequence[str]) -> Iterator[_Recording]:
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    record = RunRecord(
-        started, who(), wish.operation.name, list(names), wish.version or __version__, wish.check
-    )
+    record = RunRecord(started, who(), wish.operation.name, list(names), _target(wish), wish.check)
     recording = _Recording(RunFolder(session.settings.home / "runs", names), record)
     try:
         yield recording

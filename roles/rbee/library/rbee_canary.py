@@ -15,8 +15,7 @@ DOCUMENTATION = r"""
 module: rbee_canary
 short_description: Asks a hive for one real token
 description:
-  - Has the hive start a worker for the smallest model of the node, asks it for one token, and ends it again.
-  - A node without models is asked nothing, unless O(model) names one to fetch.
+  - Has the hive start a worker for O(model), asks it for one token, and ends it again.
 options:
   url:
     description: The hive.
@@ -27,7 +26,7 @@ options:
     type: str
     default: ""
   model:
-    description: The model when the node has none.
+    description: The model, fetched if need be; empty for the smallest one of the node, and none is asked where it has none.
     type: str
     default: ""
   timeout:
@@ -97,11 +96,9 @@ class Node:
 
 
 def choose_model(node, wanted):
-    """The smallest model of the node, else the one that is to be fetched, else none."""
-    models = node.ask("GET", "/v1/models")["models"]
-    if models:
-        return min(models, key=lambda model: model.get("size_bytes") or 0)["model_ref"]
-    return wanted
+    """The model that is wanted, else the smallest one of the node, else none."""
+    models = [] if wanted else node.ask("GET", "/v1/models")["models"]
+    return min(models, key=lambda model: model.get("size_bytes") or 0)["model_ref"] if models else wanted
 
 
 def first_token(node, worker):
