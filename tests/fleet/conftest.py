@@ -109,9 +109,9 @@ class Control:
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of built releases: a good 0.1.1, and a 0.1.2 whose hive ends at its start."""
+    """Built releases: a good 0.1.1, a 0.1.2 whose hive and a 0.1.3 whose worker ends at its start."""
     folder = tmp_path_factory.getbasetemp() / "dist"
-    for version, break_it in (("0.1.1", False), ("0.1.2", True)):
+    for version, broken in (("0.1.1", ""), ("0.1.2", "hive"), ("0.1.3", "worker")):
         source = tmp_path_factory.mktemp("source")
         for name in SOURCES:
             path = ROOT / name
@@ -122,8 +122,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 shutil.copy(path, source / name)
         initial = source / "services" / "rbee" / "__init__.py"
         initial.write_text(initial.read_text().replace("0.1.0", version))
-        if break_it:
-            service = source / "services" / "rbee" / "hive" / "service.py"
+        if broken:
+            service = source / "services" / "rbee" / broken / "service.py"
             service.write_text(service.read_text() + '\nraise RuntimeError("broken on purpose")\n')
         command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
         subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True)
