@@ -16,6 +16,7 @@ from rbee.core.errors import (
     InvalidApiKey,
     MissingApiKey,
     NodeCordoned,
+    NodeError,
     NodeNotFound,
     RbeeError,
     RequestCanceled,
@@ -108,6 +109,8 @@ class _Run:
         """When ``timeout_seconds`` is over; set once ``started`` was sent."""
         self._refusals: dict[str, AllSlotsBusy] = {}
         """Of a worker that was asked before its hive: the first of its busy answers."""
+        self._failed: set[str] = set()
+        """Nodes that could not serve the task after they had been chosen for it."""
 
     def run(self) -> tuple[bytes, str | None]:
         last = self._known.last_for(self._task.node, self._wanted)
@@ -160,7 +163,24 @@ class _Run:
         return None
 
     def _run_through_hive(self) -> tuple[bytes, str | None]:
-        node = self._place() if self._task.node is None else self._enter(self._task.node)
+        if self._task.node is not None:
+            return self._run_at(self._enter(self._task.node))
+        node = self._place()
+        while True:
+            try:
+                return self._run_at(node)
+            except NodeError as error:
+                # A node that has gone since it was looked at, such as one that is being restarted.
+                self._failed.add(node.node_name)
+                if self._deadline is not None:
+                    raise
+                try:
+                    node = self._place()
+                except RbeeError:
+                    raise error from None
+                self._narrate("retry", f"{error.message}; left for {node.node_name}")
+
+    def _run_at(self, node: Node) -> tuple[bytes, str | None]:
         hive = self._reach(node)
         try:
             return self._infer(node, self._finder.find(node, hive))
@@ -195,7 +215,7 @@ class _Run:
 
     def _place(self) -> Node:
         while True:
-            node, reason = place(self._fleet, self._wanted)
+            node, reason = place(self._fleet, self._wanted, self._failed)
             try:
                 self._enter(node)
             except NodeCordoned:

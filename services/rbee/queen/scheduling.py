@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +23,18 @@ def plan(fleet: Fleet, wanted: Wanted) -> list[Verdict]:
     return _judge_all(views, wanted)
 
 
-def place(fleet: Fleet, wanted: Wanted) -> tuple[Node, str | None]:
+def place(fleet: Fleet, wanted: Wanted, failed: Collection[str] = ()) -> tuple[Node, str | None]:
     """The node that serves the task best, and why; no reason is needed where it is the only one.
+
+    Args:
+        failed: nodes that are out of the question.
 
     Raises:
         what ``choose_node`` raises when none fits.
     """
-    nodes = fleet.nodes.all()
-    if len(nodes) == 1:
+    registered = fleet.nodes.all()
+    nodes = [node for node in registered if node.node_name not in failed]
+    if len(registered) == 1 and nodes:
         return nodes[0], None
 
     def is_enough(view: NodeView) -> bool:

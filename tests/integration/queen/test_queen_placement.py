@@ -181,3 +181,24 @@ def test_a_task_that_fits_nowhere_ends_with_the_numbers(queen, node) -> None:
     error = run_task(queen.url, {"prompt": "hi", "model": MODEL}).error
     assert error["code"] == "VRAM_EXHAUSTED"
     assert error["details"] == {"required": 6000, "available": 4000, "resource": "ram"}
+
+
+def test_a_task_leaves_a_node_that_fails_after_it_was_chosen(queen, node) -> None:
+    failure = {"code": "NOT_OUR_CODE", "message": "it broke", "details": {}}
+    broken = node("broken", catalog={MODEL: SIZE}, ram_mb=64_000, spawn_error=failure, spawn_status=500)
+    good = node("good", catalog={MODEL: SIZE}, ram_mb=32_000)
+    answer = run_task(queen.url, {"prompt": "hi", "model": MODEL})
+    assert broken.requests("/spawn")
+    assert good.requests("/spawn")
+    assert answer.terminal["done"] is True
+    assert answer.named("started")[0]["node"] == "good"
+    assert any("left for good" in line for line in answer.narrated("retry"))
+
+
+def test_a_task_that_every_node_fails_ends_with_what_the_last_one_said(queen, node) -> None:
+    failure = {"code": "NOT_OUR_CODE", "message": "it broke", "details": {}}
+    script = {"catalog": {MODEL: SIZE}, "ram_mb": 64_000, "spawn_error": failure, "spawn_status": 500}
+    node("one", **script)
+    node("two", **script)
+    requests.post(f"{queen.url}/v2/nodes/localhost/cordon", json={}, timeout=5)
+    assert run_task(queen.url, {"prompt": "hi", "model": MODEL}).error["code"] == "BAD_HIVE_RESPONSE"
