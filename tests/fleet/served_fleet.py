@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import requests
 
 from fleet.hosts import CACHE, Lab
 from rbee.core.events import EventReader
+from rbee_keeper.provisioning.fleet_lock import LOCK_FILE
 from support.daemons import Daemon, environment
 from support.keeper import COMMAND, Outcome
 from support.tiny_ct2 import write_tiny_model
@@ -74,6 +76,28 @@ class ServedFleet:
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
+    @contextmanager
+    def running_keeper(self, *args: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A keeper at work; killed at the end of the block unless it has ended."""
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen(
+            self.argv(*args), env=self.environ, cwd=self.home, stdin=quiet, stdout=quiet, stderr=quiet
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(10)
+
+    def is_being_changed(self) -> bool:
+        """Whether somebody still holds the fleet lock, as a playbook does until its end."""
+        with (self.home / ".rbee" / "run" / LOCK_FILE).open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def call(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         answer = requests.request(
             method, self.queen.url + path, json=body or None, headers=bearer(), timeout=60
@@ -108,8 +132,10 @@ class ServedFleet:
 
     def versions(self) -> dict[str, str]:
         """The release in use on each host."""
-        links = {host: self.lab.run(host, "readlink", "/opt/rbee/current") for host in self.lab.hosts}
-        return {host: link.strip().removeprefix("releases/") for host, link in links.items()}
+        return {host: self.version(host) for host in self.lab.hosts}
+
+    def version(self, host: str) -> str:
+        return self.lab.run(host, "readlink", "/opt/rbee/current").strip().removeprefix("releases/")
 
     def hive_pids(self) -> dict[str, int]:
         found = {}

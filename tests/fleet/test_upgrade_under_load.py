@@ -9,6 +9,7 @@ import pytest
 
 from fleet.hosts import running_lab
 from fleet.served_fleet import Clients, ServedFleet, report
+from support.daemons import wait_until
 
 HOSTS = ["n1", "n2", "n3"]
 CLIENTS = 3
@@ -58,5 +59,22 @@ def test_a_bad_release_is_taken_back_on_the_first_node_and_costs_no_client_a_tok
     assert served.versions() == dict.fromkeys(HOSTS, "0.1.1")
     after = served.hive_pids()
     assert [after[host] for host in HOSTS[1:]] == [before[host] for host in HOSTS[1:]]
+    assert served.cordoned() == []
+    assert served.call("GET", "/v2/nodes")["rollout"] is None
+
+
+def test_a_run_whose_control_process_is_killed_is_finished_by_the_next_one(served: ServedFleet) -> None:
+    command = ("setup", "rollback", "--all", "--version", "0.1.0")
+    with Clients(served.queen.url, CLIENTS).at_work() as count:
+        with served.running_keeper(*command) as keeper:
+            wait_until(lambda: served.version("n1") == "0.1.0", 120, "the first node's switch")
+            keeper.kill()
+        wait_until(lambda: not served.is_being_changed(), 60, "the end of the playbook")
+        assert served.cordoned() == ["n1"]
+        again = served.keeper(*command)
+        assert again.code == 0, again.stdout + again.stderr
+    report("killed and run again", count, served)
+    assert count.defects == []
+    assert served.versions() == dict.fromkeys(HOSTS, "0.1.0")
     assert served.cordoned() == []
     assert served.call("GET", "/v2/nodes")["rollout"] is None

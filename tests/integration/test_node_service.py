@@ -112,3 +112,11 @@ def test_the_queen_knows_of_a_roll_out_until_it_ends_however_it_ends(
     finally:
         session.close()
     assert noted() is None
+
+
+def test_a_cordon_that_an_interrupted_run_has_left_is_known_by_its_reason(queen: QueenUnderTest) -> None:
+    see = MODULE["see"]
+    assert see(asked(queen, "nobody"), OURS)["is_left"] is False
+    assert see(asked(queen), OURS)["is_left"] is False
+    requests.post(f"{queen.url}/v2/nodes/localhost/cordon", json={"reason": OURS}, timeout=5)
+    assert see(asked(queen), OURS)["is_left"] is True

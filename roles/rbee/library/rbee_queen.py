@@ -33,11 +33,12 @@ options:
     required: true
   state:
     description:
+      - V(seen) only looks whether an interrupted run has left the node out of service.
       - V(drained) cordons the node and waits until nothing runs there; it fails when something still does.
       - V(tried) has the node, though it is cordoned, produce one token; the queen starts its hive if need be.
       - V(uncordoned) lets it take tasks again.
     type: str
-    choices: [drained, tried, uncordoned]
+    choices: [seen, drained, tried, uncordoned]
     required: true
   reason:
     description: Why the node takes no tasks; also tells our own cordon from those of others.
@@ -62,6 +63,10 @@ EXAMPLES = r"""
   delegate_to: localhost
 """
 RETURN = r"""
+is_left:
+  description: Whether our own cordon is there already.
+  returned: for V(seen)
+  type: bool
 model:
   description: The model that answered; empty when the node has none.
   returned: for V(tried)
@@ -133,6 +138,15 @@ def told_by(content, status):
         return "", f"status {status}: {content[:200].decode(errors='replace')}"
 
 
+def see(queen, reason):
+    """Whether our own cordon is there; a node that is not registered yet has none."""
+    try:
+        state = queen.state()
+    except UnknownNode:
+        return {"changed": False, "is_left": False}
+    return {"changed": False, "is_left": state["cordoned"] and state["reason"] == reason}
+
+
 def drain(queen, reason, timeout):
     """Whether the node was in service before.
 
@@ -152,12 +166,8 @@ def drain(queen, reason, timeout):
 
 
 def uncordon(queen, reason):
-    """Lift our own cordon; whether there was one. A node that is not registered yet has none."""
-    try:
-        before = queen.state()
-    except UnknownNode:
-        return {"changed": False}
-    if not before["cordoned"] or before["reason"] != reason:
+    """Lift our own cordon; whether there was one."""
+    if not see(queen, reason)["is_left"]:
         return {"changed": False}
     queen.post("uncordon", {})
     return {"changed": True}
@@ -208,7 +218,7 @@ def main():
             "url": {"type": "str", "required": True},
             "api_key": {"type": "str", "default": "", "no_log": True},
             "node": {"type": "str", "required": True},
-            "state": {"type": "str", "required": True, "choices": ["drained", "tried", "uncordoned"]},
+            "state": {"type": "str", "required": True, "choices": ["seen", "drained", "tried", "uncordoned"]},
             "reason": {"type": "str", "default": "its software is being changed"},
             "model": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 120},
@@ -216,11 +226,13 @@ def main():
         supports_check_mode=True,
     )
     given, began = module.params, time.monotonic()
-    if module.check_mode:
+    if module.check_mode and given["state"] != "seen":
         module.exit_json(changed=False, seconds=0.0)
     queen = Queen(given["url"], given["api_key"], given["node"])
     try:
-        if given["state"] == "drained":
+        if given["state"] == "seen":
+            result = see(queen, given["reason"])
+        elif given["state"] == "drained":
             result = drain(queen, given["reason"], given["timeout"])
         elif given["state"] == "tried":
             result = try_node(queen, given["model"], given["timeout"])

@@ -80,6 +80,14 @@ class TaskFlow:
         return _Run(task, send, place, self._fleet, self._known, self._timing, self._metrics).run()
 
 
+class _Moved(Exception):
+    """A task that waited for a busy worker goes to another node."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node.node_name)
+        self.node = node
+
+
 class _Run:
     """One task under way."""
 
@@ -106,7 +114,12 @@ class _Run:
         self._body = task.request.inference_body(task.request_id)
         self._finder = WorkerFinder(fleet, known, timing, wanted, send, self._narrate, self._count)
         self._deadline: float | None = None
-        """When ``timeout_seconds`` is over; set once ``started`` was sent."""
+        """When ``timeout_seconds`` is over; set once a worker is asked."""
+        self._is_told = False
+        """Whether ``started`` was sent."""
+        self._retry = 0
+        self._may_move = task.node is None and len(fleet.nodes.all()) > 1
+        """Until a worker has taken it; its client learns then who that is."""
         self._refusals: dict[str, AllSlotsBusy] = {}
         """Of a worker that was asked before its hive: the first of its busy answers."""
         self._failed: set[str] = set()
@@ -169,10 +182,12 @@ class _Run:
         while True:
             try:
                 return self._run_at(node)
+            except _Moved as moved:
+                node = moved.node
             except NodeError as error:
                 # A node that has gone since it was looked at, such as one that is being restarted.
                 self._failed.add(node.node_name)
-                if self._deadline is not None:
+                if self._is_told:
                     raise
                 try:
                     node = self._place()
@@ -239,28 +254,42 @@ class _Run:
         request = self._task.request
         relay = self._begin(node, worker)
         busy = self._refusals.pop(worker.access.worker_id, None)
-        retry = 0
         while True:
             if busy is None:
                 try:
                     return self._generate(node, worker, relay)
                 except AllSlotsBusy as refusal:
                     busy = refusal
-            if retry >= request.busy_retries:
-                raise _with_retries(busy, retry) from None
-            wait_s = busy_wait_s(retry, self._timing.busy_retry_delays_s)
+            if self._retry >= request.busy_retries:
+                raise _with_retries(busy, self._retry) from None
+            wait_s = busy_wait_s(self._retry, self._timing.busy_retry_delays_s)
             self._narrate("retry", busy_line(wait_s))
             left_s = relay.deadline - time.monotonic()
             gevent.sleep(max(0.0, min(wait_s, left_s)))
             if wait_s >= left_s:
                 raise RequestTimeout(request.timeout_seconds, 0)
             relay.restart_stall()
-            retry, busy = retry + 1, None
+            self._retry, busy = self._retry + 1, None
+            if self._may_move:
+                self._look_elsewhere(node)
+
+    def _look_elsewhere(self, node: Node) -> None:
+        """Raises ``_Moved`` where another node serves the task better by now."""
+        try:
+            other, _ = place(self._fleet, self._wanted, self._failed)
+            if other.node_name == node.node_name:
+                return
+            self._enter(other)
+        except RbeeError:
+            return
+        self._narrate("retry", f"Moved to {other.node_name}: the worker on {node.node_name} is busy")
+        raise _Moved(other)
 
     def _begin(self, node: Node, worker: WorkerApi) -> InferenceRelay:
-        """Tell the client who serves it, once, and start the clock of ``timeout_seconds``."""
+        """Start the clock of ``timeout_seconds``, once; tell the client who serves it if that is certain."""
+        if not self._may_move:
+            self._tell_started(node, worker)
         if self._deadline is None:
-            self._send_started(node, worker)
             self._deadline = time.monotonic() + self._task.request.timeout_seconds
             self._metrics.scheduling_ms.observe((time.monotonic() - self._task.arrived) * 1000)
         return InferenceRelay(
@@ -270,7 +299,10 @@ class _Run:
             self._timing.token_stall_timeout_s,
         )
 
-    def _send_started(self, node: Node, worker: WorkerApi) -> None:
+    def _tell_started(self, node: Node, worker: WorkerApi) -> None:
+        if self._is_told:
+            return
+        self._is_told = True
         data = {
             "request_id": self._task.request_id,
             "node": node.node_name,
@@ -308,6 +340,7 @@ class _Run:
     ) -> tuple[bytes, str | None]:
         """The answer of a worker that has taken the task."""
         with self._metrics.connections.track_inprogress(), self._told_of_end(worker, relay), events:
+            self._tell_started(node, worker)
             terminal = relay.run(events, self._send)
         version = self._fleet.version_of(node)
         self._known.note_served(node, self._wanted, worker.access.worker_id, version)

@@ -12,7 +12,7 @@ import requests
 
 from support.keeper import run_keeper
 from support.queens import QueenUnderTest, start_queen
-from support.scripted import ScriptedHive, free_port, run_task
+from support.scripted import OpenTask, ScriptedHive, free_port, run_task
 
 MODEL = "file:/models/m.gguf"
 SIZE = 5000 * 1024 * 1024
@@ -202,3 +202,18 @@ def test_a_task_that_every_node_fails_ends_with_what_the_last_one_said(queen, no
     node("two", **script)
     requests.post(f"{queen.url}/v2/nodes/localhost/cordon", json={}, timeout=5)
     assert run_task(queen.url, {"prompt": "hi", "model": MODEL}).error["code"] == "BAD_HIVE_RESPONSE"
+
+
+def test_a_task_does_not_wait_for_a_busy_worker_while_another_node_is_free(queen, node) -> None:
+    node("busy", models=[MODEL], busy_answers=100)
+    free = node("free", catalog={MODEL: SIZE}, ram_mb=64_000)
+    requests.post(f"{queen.url}/v2/nodes/free/cordon", json={}, timeout=5)
+    task = OpenTask(queen.url, {"prompt": "hi", "model": MODEL, "busy_retries": 10})
+    task.read_until("retrying in")
+    requests.post(f"{queen.url}/v2/nodes/busy/cordon", json={}, timeout=5)
+    requests.post(f"{queen.url}/v2/nodes/free/uncordon", json={}, timeout=5)
+    answer = task.read_to_end()
+    assert answer.terminal["done"] is True, answer.events
+    assert [event["node"] for event in answer.named("started")] == ["free"]
+    assert "Moved to free: the worker on busy is busy" in answer.narrated("retry")
+    assert free.worker_requests("/v1/inference")
