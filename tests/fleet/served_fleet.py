@@ -28,6 +28,8 @@ from support.tiny_ct2 import write_tiny_model
 
 KEY = "fleet-test-key-0123456789"
 MODEL = "file:/srv/tiny"
+_PAUSE_S = 0.2
+"""Of a client between two streams: the hosts and the playbook share a few cores with them."""
 CONFIG = """
 [queen]
 max_pending = 50
@@ -191,7 +193,7 @@ class Clients:
     def _work(self, number: int) -> None:
         lengths = [40, 1000, 250]
         turn = number
-        while not self._is_over.is_set():
+        while not self._is_over.wait(_PAUSE_S):
             length = lengths[turn % len(lengths)]
             turn += 1
             try:
