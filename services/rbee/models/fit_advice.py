@@ -32,8 +32,9 @@ def advise(shape: ModelShape, terms: Terms, room: Room) -> str:
 def _smallest_type(shape: ModelShape, terms: Terms) -> str:
     candidate = "int8_float16" if terms.backend == CUDA else "int8"
     weights = shape.weights_bytes
-    is_smaller = candidate in weights and weights[candidate] < weights[terms.compute_type]
-    return candidate if is_smaller else terms.compute_type
+    # Of equal weights: its cache is smaller on CUDA.
+    is_no_larger = candidate in weights and weights[candidate] <= weights[terms.compute_type]
+    return candidate if is_no_larger else terms.compute_type
 
 
 def _with_longest_context(shape: ModelShape, terms: Terms, room: Room) -> Terms | None:
