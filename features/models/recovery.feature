@@ -24,7 +24,7 @@ Feature: Cross-Node Inference Request Flow - models and what happens to them on 
       And a hive on "localhost"
       When blep starts "infer --model hf:org/five-GGUF --prompt hello --max-tokens 3"
       And "localhost" has received 1 MB of the file
-      And the hive on "localhost" is killed and started anew
+      And the hive on "localhost" is killed
       And the command ends
       Then the exit code is 0
       And stderr has a line that starts with "Bad answer from the hive"
@@ -55,7 +55,7 @@ Feature: Cross-Node Inference Request Flow - models and what happens to them on 
       And a hive on "localhost"
       When blep starts "infer --prompt hello --max-tokens 3"
       And the conversion on "localhost" is under way
-      And the hive on "localhost" is killed and started anew
+      And the hive on "localhost" is killed
       And the command ends
       Then the exit code is 0
       And stderr has a line that starts with "Bad answer from the hive"

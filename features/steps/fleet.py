@@ -116,12 +116,17 @@ def stand_in_hive(context: Any, version: str, name: str) -> None:
     fleet.daemons.append(DaemonProcess("scripted-hive", argv, machine.sandbox, {}))
 
 
+@when('the hive on "{machine:Text}" is killed')
+def kill_hive(context: Any, machine: str) -> None:
+    hive = context.world.fleet.machine(machine).hive
+    context.world.signal_group(hive.pid, signal.SIGKILL)
+    hive.command.finish()
+
+
 @when('the hive on "{machine:Text}" is killed and started anew')
 def restart_hive(context: Any, machine: str) -> None:
-    fleet = context.world.fleet
-    context.world.signal_group(fleet.machine(machine).hive.pid, signal.SIGKILL)
-    fleet.machine(machine).hive.command.finish()
-    fleet.start_hive(machine)
+    kill_hive(context, machine)
+    context.world.fleet.start_hive(machine)
 
 
 @when("{seconds:d} seconds pass")
