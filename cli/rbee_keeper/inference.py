@@ -129,6 +129,10 @@ class InferenceRun:
 
     def _take_unnamed(self, data: Mapping[str, Any]) -> None:
         if "token" in data:
+            if data.get("index") != len(self.state.pieces):
+                # A text with its pieces mixed up would look like any other.
+                self.state.fail("INTERNAL_ERROR", "The stream's tokens are not in order")
+                return
             piece = str(data["token"])
             self.state.pieces.append(piece)
             self._narrator.text_begins()

@@ -219,6 +219,19 @@ def test_a_stream_that_fails_after_its_first_token_leaves_its_text(tmp_path: Pat
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
+def test_tokens_out_of_order_are_a_failure_and_no_text(tmp_path: Path) -> None:
+    def mixed(stream: Stream) -> None:
+        stream.started()
+        for index, text in ((0, "Once"), (2, " a"), (1, " upon")):
+            stream.event({"token": text, "index": index})
+        stream.done(3)
+
+    with ScriptedQueen(mixed) as queen:
+        run = infer(tmp_path, queen, "--max-tokens", "20")
+    assert (run.code, run.stdout) == (1, "Once")
+    assert "Error: The stream's tokens are not in order" in run.stderr
+
+
 def test_a_stream_cut_before_its_first_token_saves_nothing(tmp_path: Path) -> None:
     with ScriptedQueen(lambda stream: stream.cut()) as queen:
         run = infer(tmp_path, queen, "--json")

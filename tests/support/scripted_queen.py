@@ -33,6 +33,7 @@ class Stream:
     def __init__(self, handler: _Handler, queen: ScriptedQueen) -> None:
         self._handler = handler
         self._queen = queen
+        self._tokens = 0
 
     def event(self, data: Json, name: str | None = None) -> None:
         self.raw(encode_event(data, name))
@@ -48,8 +49,9 @@ class Stream:
         self.event({**data, "worker_url": "http://127.0.0.1:8001", "model": "file:/m.gguf"}, "started")
 
     def tokens(self, *texts: str) -> None:
-        for index, text in enumerate(texts):
-            self.event({"token": text, "index": index})
+        for text in texts:
+            self.event({"token": text, "index": self._tokens})
+            self._tokens += 1
 
     def done(self, total: int, stop_reason: str = "MAX_TOKENS") -> None:
         data = {"done": True, "total_tokens": total, "duration_ms": 118, "stop_reason": stop_reason}
