@@ -50,7 +50,8 @@ reference: $(STAMP) ## Compare tokens and logits with llama.cpp on the same file
 soak: $(STAMP) ## SOAK_MINUTES of mixed requests and random kills (SOAK_SEED repeats a run)
 	RBEE_SOAK_MINUTES=$(SOAK_MINUTES) RBEE_SOAK_SEED=$(SOAK_SEED) $(BIN)/pytest -s tests/integration/test_soak.py
 
-bench: $(STAMP) ## Measure; writes bench/results/
+bench: $(STAMP) ## Measure; writes bench/results/ (tables, and a plot of the goals)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m bench
 
 clean: ## Remove what these commands made

@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …]`: run the benchmarks and write their tables to bench/results/."""
+"""`python -m bench [NAME …]`: run the benchmarks; tables and a plot of the goals go to bench/results/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from bench.measuring import Table, machine
+from bench.measuring import Goal, Table, goals_table, machine
+from bench.plot import plot_goals
 
 NAMES = ("startup", "relay", "decoding", "conversion", "quality", "download")
 RESULTS = Path(__file__).parent / "results"
@@ -25,13 +26,19 @@ def main(names: list[str]) -> int:
         )
         return 2
     RESULTS.mkdir(exist_ok=True)
+    goals: list[Goal] = []
     report = f"{time.strftime('%Y-%m-%d')}, {machine()}\n\n"
     print(report, end="")
     for name in names or NAMES:
         measure: Callable[[], Table] = import_module(f"bench.{name}").measure
-        text = measure().text()
-        print(text, flush=True)
-        report += text + "\n"
+        table = measure()
+        goals += table.goals
+        print(table.text(), flush=True)
+        report += table.text() + "\n"
+    if goals:
+        print(goals_table(goals).text(), flush=True)
+        report += goals_table(goals).text()
+        plot_goals(goals, machine(), RESULTS / "latest.png")
     (RESULTS / "latest.md").write_text(report, encoding="utf-8")
     return 0
 
