@@ -172,6 +172,42 @@ def test_several_runs_at_once_do_not_disturb_each_other(make: Callable[..., Engi
     assert len(results[4]) == 60
 
 
+def test_runs_of_different_lengths_give_what_they_give_alone(make: Callable[..., Engine]) -> None:
+    asked = [
+        (["a"] * length, limit) for length, limit in ((1, 9), (3, 30), (3, 5), (40, 20), (41, 1), (90, 60))
+    ]
+    alone = []
+    engine = loaded(make(slots=1))
+    for prompt, limit in asked:
+        alone.append(collect(engine.start(prompt, Decoding(limit, temperature=0.0), lambda: None)))
+    together = loaded(make(slots=len(asked)))
+    runs = [together.start(prompt, Decoding(limit, temperature=0.0), lambda: None) for prompt, limit in asked]
+    assert [collect(each) for each in runs] == alone
+
+
+def test_a_run_is_over_before_the_rest_of_its_batch(make: Callable[..., Engine]) -> None:
+    engine = loaded(make(slots=2))
+    ended: list[str] = []
+    short = engine.start(PROMPT, Decoding(2, temperature=0.0), lambda: ended.append("short"))
+    long = engine.start(PROMPT, Decoding(400, temperature=0.0), lambda: ended.append("long"))
+    assert len(collect(short)) == 2
+    assert short.wait_stopped(PATIENCE_S)
+    assert ended == ["short"]
+    long.cancel()
+    assert long.wait_stopped(PATIENCE_S)
+    assert ended == ["short", "long"]
+
+
+def test_a_cancelled_run_does_not_disturb_its_batch(make: Callable[..., Engine]) -> None:
+    engine = loaded(make(slots=3))
+    alone = run(engine, 60, temperature=0.0)
+    runs = [engine.start(PROMPT, Decoding(60, temperature=0.0), lambda: None) for _ in range(3)]
+    assert runs[1].next_token(PATIENCE_S) == alone[0]
+    runs[1].cancel()
+    assert runs[1].wait_stopped(PATIENCE_S)
+    assert [collect(runs[0]), collect(runs[2])] == [alone, alone]
+
+
 def test_a_run_that_waits_for_its_turn_can_be_cancelled(make: Callable[..., Engine]) -> None:
     engine = loaded(make(slots=2))
     run(engine, 2)

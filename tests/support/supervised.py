@@ -103,7 +103,7 @@ class FakeChecks:
         if self.error is not None:
             raise self.error
         where = (backend or self.backend, device or 0)
-        return Placement(*where, "int8", MemoryClaim(*where, 100))
+        return Placement(*where, "int8", 1, MemoryClaim(*where, 100))
 
     def check_again(self, placement: Placement, narrate: Any) -> None:
         if self.later_error is not None:

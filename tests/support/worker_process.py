@@ -78,6 +78,10 @@ class WorkerProcess:
         answer: dict[str, Any] = self.client.get("/v1/ready")
         return answer
 
+    def health(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.client.get("/v1/health")
+        return answer
+
     def wait_state(self, state: str, timeout_s: float = 60.0) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
             answer = self.ready()

@@ -66,6 +66,7 @@ def _address(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
+Slots = Annotated[int, Field(ge=1, le=256)]
 Count = Annotated[int, Field(ge=1, le=1000)]
 PortNumber = Annotated[int, Field(ge=1024, le=65535)]
 
@@ -99,7 +100,8 @@ class Pool(Section):
 
 
 class Worker(Section):
-    max_parallel_requests: int = Field(default=1, ge=1, le=256)
+    max_parallel_requests: Slots | Literal["auto"] = 1
+    batch_lengths: Literal["near", "equal"] = "near"
     context_tokens: int = Field(default=2048, ge=16, le=1_048_576)
     compute_type: ComputeType = "auto"
 
@@ -234,10 +236,12 @@ class Settings(Section):
     def _path(self, stated: str | None, default: str) -> Path:
         return Path(stated).expanduser() if stated else self.home / default
 
-    def for_worker(self) -> str:
-        """The values a hive passes on to its workers, as JSON for ``RBEE_WORKER_SETTINGS``."""
+    def for_worker(self, slots: int) -> str:
+        """The values a hive passes on to a worker with ``slots``, as JSON for ``RBEE_WORKER_SETTINGS``."""
         shared = {"worker", "timing", "limits", "log"}
-        return json.dumps(self.model_dump(mode="json", include=shared))
+        passed = self.model_dump(mode="json", include=shared)
+        passed["worker"]["max_parallel_requests"] = slots
+        return json.dumps(passed)
 
 
 _ENVIRONMENT = {

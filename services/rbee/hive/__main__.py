@@ -35,9 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rbee.core.settings import SettingsError, load_api_key, load_settings, prepare_home, split_address
 
     environ = dict(os.environ)
+    slots = int(options.slots) if (options.slots or "").isdigit() else options.slots
+    worker = {"max_parallel_requests": slots}
     pool = {"listen_addr": options.addr, "queen_url": options.queen_url, "worker_host": options.worker_host}
     try:
-        settings = load_settings(environ, config=options.config, overrides={"pool": pool})
+        settings = load_settings(environ, config=options.config, overrides={"pool": pool, "worker": worker})
         key = load_api_key(settings, environ)
         prepare_home(settings)
     except SettingsError as error:
@@ -91,6 +93,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--owner", metavar="ID", help="queen that owns this hive and renews its lease")
     parser.add_argument("--queen-url", metavar="URL", help="queen to tell of workers that are up")
     parser.add_argument("--worker-host", metavar="HOST", help="host part of the URLs of workers")
+    parser.add_argument("--slots", metavar="N|auto", help="requests that a worker serves at once (default 1)")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     options = parser.parse_intermixed_args(argv)
     options.command = " ".join(options.command) or "daemon"
@@ -119,6 +122,7 @@ class _Start:
         """Runs in the serving process, after gevent has patched it; the heavy imports are here."""
         import socket
 
+        from rbee.core.cores import usable_cores
         from rbee.core.logs import get_logger
         from rbee.core.settings import is_loopback, load_api_key
         from rbee.hive.adapters.device_probe import MachineProbe
@@ -183,6 +187,7 @@ class _Start:
             claim_port=lambda port: claim_port(listening, port),
             request_shutdown=serving.request_shutdown,
             read_key=lambda: load_api_key(settings, self.environ),
+            cores=usable_cores(self.environ.get("OMP_NUM_THREADS")),
         )
         hive = Hive(ports, facts, settings, keys, metrics)
         hive.end_orphans()

@@ -19,7 +19,9 @@ class ModelFits:
     def __init__(self, settings: Settings) -> None:
         worker, stated = settings.worker, settings.hardware
         self._setting = worker.compute_type
-        self._context_tokens, self._slots = worker.context_tokens, worker.max_parallel_requests
+        self._context_tokens = worker.context_tokens
+        asked = worker.max_parallel_requests
+        self._slots = 1 if asked == "auto" else asked
         # What the amounts will be compared with does not matter here, only what they have to cover.
         self._room = Room(0, 0, stated.ram_available_mb is not None, stated.vram_available_mb is not None)
 

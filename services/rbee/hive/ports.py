@@ -44,6 +44,7 @@ class WorkerOrder:
     device: int
     port: int
     key: str
+    slots: int
 
 
 WORKER_ID_VARIABLE = "RBEE_WORKER_ID"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rbee.core.errors import (
@@ -19,7 +19,8 @@ from rbee.hive.local_models import ConversionPlan, LocalModel, plan_conversion
 from rbee.hive.memory_claims import MemoryClaim, OpenClaim, less_claims
 from rbee.hive.ports import Narrator
 from rbee.hive.threads import in_thread
-from rbee.models.memory_fit import Amount, Room, Terms, calculate_fit, compare
+from rbee.models.memory_fit import Amount, Room, Terms, calculate_fit, compare, is_enough
+from rbee.models.slot_choice import choose_slots
 
 log = get_logger("rbee-hive")
 
@@ -33,6 +34,7 @@ class Placement:
     backend: str
     device: int
     compute_type: str
+    slots: int
     claim: MemoryClaim
 
 
@@ -68,6 +70,7 @@ class Preflight:
     Args:
         open_claims: the claims of workers that have yet to load their model, with the pids of their
             processes; what they will still take is not free.
+        cores: processor cores that a worker may use.
     """
 
     def __init__(
@@ -75,10 +78,12 @@ class Preflight:
         devices: Devices,
         settings: Settings,
         open_claims: Callable[[], Sequence[tuple[MemoryClaim, int | None]]] = tuple,
+        cores: int = 1,
     ) -> None:
         self._devices = devices
         self._settings = settings
         self._open_claims = open_claims
+        self._cores = cores
 
     def check_worker(
         self, local: LocalModel, backend: str | None, device: int | None, narrate: Narrator
@@ -99,14 +104,15 @@ class Preflight:
         if backend == CUDA:
             amount = Amount("vram", required, found.free_mb(backend, device))
             self._memory(amount, narrate, f"{backend}:{device} ")
-        plan, amounts = self._plan(local, found, backend, device)
+        plan, terms = self._plan(local, found, backend, device)
+        amounts = compare(calculate_fit(plan.shape, terms), self._room(found, backend, device))
         self._disk(plan.disk_bytes, narrate)
         for amount in amounts:
-            suggestion = None if amount.is_enough else self._advice(plan, found, backend, device)
+            suggestion = None if amount.is_enough else self._advice(plan, terms, found, device)
             self._memory(amount, narrate, f"{plan.compute_type} model in use ", suggestion)
         needs = {amount.resource: amount.required_mb for amount in amounts}
         claim = MemoryClaim(backend, device, needs["ram"], needs.get("vram", 0))
-        return Placement(backend, device, plan.compute_type, claim)
+        return Placement(backend, device, plan.compute_type, terms.slots, claim)
 
     def check_again(self, placement: Placement, narrate: Narrator) -> None:
         """The last check once more: a conversion takes a while, in which others may have taken memory.
@@ -133,28 +139,32 @@ class Preflight:
 
     def _plan(
         self, local: LocalModel, found: NodeDevices, backend: str, device: int
-    ) -> tuple[ConversionPlan, list[Amount]]:
-        """How the model will run, and what that takes; ``auto`` takes the smaller type where only it fits."""
+    ) -> tuple[ConversionPlan, Terms]:
+        """How the model will run; ``auto`` takes the smaller type where only it fits, and slots by memory."""
         settings, room = self._settings, self._room(found, backend, device)
 
-        def planned(memory_bytes: int) -> tuple[ConversionPlan, list[Amount]]:
+        def planned(memory_bytes: int) -> tuple[ConversionPlan, Terms]:
             setting, models_dir = settings.worker.compute_type, settings.models_dir
             plan = in_thread(lambda: plan_conversion(local, models_dir, setting, backend, memory_bytes))
-            return plan, compare(calculate_fit(plan.shape, self._terms(plan, backend)), room)
+            return plan, self._terms(plan, backend, room)
 
-        plan, amounts = planned(found.free_mb(backend, device) * MIB)
-        if settings.worker.compute_type == "auto" and not all(amount.is_enough for amount in amounts):
+        plan, terms = planned(found.free_mb(backend, device) * MIB)
+        if settings.worker.compute_type == "auto" and not is_enough(calculate_fit(plan.shape, terms), room):
             return planned(0)
-        return plan, amounts
+        return plan, terms
 
-    def _advice(self, plan: ConversionPlan, found: NodeDevices, backend: str, device: int) -> str:
+    def _advice(self, plan: ConversionPlan, terms: Terms, found: NodeDevices, device: int) -> str:
         from rbee.models.fit_advice import advise
 
-        return advise(plan.shape, self._terms(plan, backend), self._room(found, backend, device))
+        return advise(plan.shape, terms, self._room(found, terms.backend, device))
 
-    def _terms(self, plan: ConversionPlan, backend: str) -> Terms:
+    def _terms(self, plan: ConversionPlan, backend: str, room: Room) -> Terms:
         worker = self._settings.worker
-        return Terms(plan.compute_type, worker.context_tokens, worker.max_parallel_requests, backend)
+        asked = worker.max_parallel_requests
+        terms = Terms(plan.compute_type, worker.context_tokens, 1 if asked == "auto" else asked, backend)
+        if asked != "auto":
+            return terms
+        return replace(terms, slots=choose_slots(plan.shape, terms, room, self._cores))
 
     def _room(self, found: NodeDevices, backend: str, device: int) -> Room:
         stated = self._settings.hardware

@@ -66,6 +66,8 @@ class HiveFacts:
     request_shutdown: Callable[[], None]
     read_key: Callable[[], str | None]
     """Reads the fleet key again; raises SettingsError."""
+    cores: int
+    """Processor cores that a worker may use."""
 
 
 class Hive:
@@ -109,7 +111,7 @@ class Hive:
             self.stopper,
             LoadingWatch(self.registry, self.supervisor, timing, log),
             ports.store,
-            Preflight(ports.devices, settings, self.registry.open_claims),
+            Preflight(ports.devices, settings, self.registry.open_claims, facts.cores),
             ports.launcher,
             ports.journal,
             worker_ports,

@@ -122,7 +122,6 @@ class Spawner:
         self._connect = connect
         self._worker_url = worker_url
         self._hive_port = hive_port
-        self._slots = settings.worker.max_parallel_requests
         self._timing = settings.timing
         self._metrics = metrics
         self._log = log
@@ -175,7 +174,7 @@ class Spawner:
             backend=placement.backend,
             device=placement.device,
             state=WorkerState.LOADING,
-            slots_total=self._slots,
+            slots_total=placement.slots,
             slots_available=0,
             last_activity=utc_iso(),
             idle_since=None,
@@ -235,7 +234,14 @@ class Spawner:
         where = f"{record.backend}:{record.device}, port {seat.port}"
         seat.startup.narrate(HIVE, "worker_spawn", f"Starting llm-worker-rbee on {where}")
         order = WorkerOrder(
-            record.id, folder, record.model_ref, record.backend, record.device, seat.port, seat.key
+            record.id,
+            folder,
+            record.model_ref,
+            record.backend,
+            record.device,
+            seat.port,
+            seat.key,
+            record.slots_total,
         )
         process = self._launcher.launch(order, seat.startup.narrate)
         self._registry.started(record.id, process)

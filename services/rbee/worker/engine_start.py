@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rbee.core.cores import usable_cores
 from rbee.core.settings import Settings
 from rbee.worker.adapters.ctranslate2_engine import CTranslate2Engine
-from rbee.worker.cores import usable_cores
 
 
 def start_engine(
@@ -26,11 +26,18 @@ def start_engine(
         device=device,
         device_index=device_index,
         compute_type=compute_type(folder, settings.worker.compute_type),
-        slots=settings.worker.max_parallel_requests,
+        slots=slots_of(settings),
+        equal_lengths=settings.worker.batch_lengths == "equal",
         cores=usable_cores(stated_cores),
     )
     engine.begin_loading()
     return engine
+
+
+def slots_of(settings: Settings) -> int:
+    """The slots that the hive has chosen; one where nobody has."""
+    stated = settings.worker.max_parallel_requests
+    return 1 if stated == "auto" else stated
 
 
 def compute_type(folder: Path, setting: str) -> str:

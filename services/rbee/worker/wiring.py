@@ -17,6 +17,7 @@ from rbee.worker.adapters.ctranslate2_engine import CTranslate2Engine
 from rbee.worker.adapters.hive_http import HttpHive
 from rbee.worker.admission import Admission
 from rbee.worker.app import PROGRAM, AppPorts, create_app
+from rbee.worker.engine_start import slots_of
 from rbee.worker.inference import Workplace
 from rbee.worker.loading import LoadingJournal, ModelLoader
 from rbee.worker.metrics import Metrics
@@ -52,7 +53,7 @@ def build_service(
         device=f"{identity.backend}:{identity.device}",
     )
     slots = Slots(
-        settings.worker.max_parallel_requests,
+        slots_of(settings),
         on_move=lambda old, new: log.info("state", message=f"{old} to {new}", state=str(new)),
     )
     metrics = Metrics()

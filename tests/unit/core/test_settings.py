@@ -118,11 +118,21 @@ def test_the_xdg_file_is_found_and_the_home_moves_the_paths(tmp_path: Path) -> N
     assert settings.catalog_db == tmp_path / "state" / "models.db"
 
 
+@pytest.mark.parametrize("stated", ["0", "257", "many"])
+def test_slots_are_a_number_in_range_or_auto(env: dict[str, str], tmp_path: Path, stated: str) -> None:
+    write(tmp_path, 'worker.max_parallel_requests = "auto"')
+    assert load_settings(env).worker.max_parallel_requests == "auto"
+    value = int(stated) if stated.isdigit() else stated
+    with pytest.raises(SettingsError, match="max_parallel_requests"):
+        load_settings(env, overrides={"worker": {"max_parallel_requests": value}})
+
+
 def test_a_hive_passes_its_worker_and_timing_values_on(env: dict[str, str], tmp_path: Path) -> None:
     write(tmp_path, "[worker]\ncontext_tokens = 512\n[timing]\ntoken_stall_timeout_s = 7.5")
-    passed = load_settings(env).for_worker()
+    passed = load_settings(env).for_worker(slots=6)
     received = load_settings({"HOME": str(tmp_path), "RBEE_WORKER_SETTINGS": passed})
     assert received.worker.context_tokens == 512
+    assert received.worker.max_parallel_requests == 6
     assert received.timing.token_stall_timeout_s == 7.5
 
 

@@ -55,9 +55,11 @@ def folder_model(tmp_path_factory: pytest.TempPathFactory) -> FolderModel:
     return lambda size_mb: LocalModel(folder, ModelFormat.CTRANSLATE2, size_mb * MIB)
 
 
-def preflight(probe: FakeDeviceProbe, claims: Claims | None = None, **sections: Any) -> Preflight:
+def preflight(
+    probe: FakeDeviceProbe, claims: Claims | None = None, cores: int = 1, **sections: Any
+) -> Preflight:
     settings = Settings.model_validate(sections)
-    return Preflight(Devices(probe, settings.hardware), settings, lambda: claims or [])
+    return Preflight(Devices(probe, settings.hardware), settings, lambda: claims or [], cores)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +248,21 @@ def test_a_refusal_names_terms_on_which_the_model_is_admitted(tmp_path: Path) ->
     refusal(preflight(probe, worker=longer), local)
 
 
+def test_auto_takes_as_many_slots_as_cores_and_memory_serve(tmp_path: Path) -> None:
+    local = gguf_of(tmp_path, heads=32, heads_kv=32, context=4096)
+    worker = {"max_parallel_requests": "auto", "context_tokens": 4096}
+    many = preflight(FakeDeviceProbe(ram_mb=10**6), worker=worker, cores=2)
+    assert many.check_worker(local, None, None, Story()).slots == 16
+    one = preflight(FakeDeviceProbe(ram_mb=10**6), worker=worker).check_worker(local, None, None, Story())
+    assert one.slots == 8
+    tight = preflight(FakeDeviceProbe(ram_mb=one.claim.ram_mb), worker=worker, cores=2)
+    placed = tight.check_worker(local, None, None, Story())
+    assert 1 <= placed.slots < 8
+    assert placed.claim.ram_mb < one.claim.ram_mb
+    refused = refusal(preflight(FakeDeviceProbe(ram_mb=100), worker=worker), local)
+    assert "max_parallel_requests" not in (refused.suggestion or "")
+
+
 def gguf_of(tmp_path: Path, **changes: Any) -> LocalModel:
     path = TinyModel(**changes).write(tmp_path / "made.gguf")
     return LocalModel(path, ModelFormat.GGUF, path.stat().st_size)
@@ -316,12 +333,12 @@ def test_after_a_conversion_the_same_amounts_are_checked_without_the_workers_own
     probe, story = FakeDeviceProbe(gpus=fake_gpus(50), ram_mb=40), Story()
     own = MemoryClaim("cuda", 0, 40, 50)
     checks = preflight(probe, [(own, None)])
-    checks.check_again(Placement("cuda", 0, "int8_float16", own), story)
+    checks.check_again(Placement("cuda", 0, "int8_float16", 1, own), story)
     assert story.lines == [
         "Preflight after the conversion RAM 40 MB required, 40 MB available: passed",
         "Preflight after the conversion VRAM 50 MB required, 50 MB available: passed",
     ]
     probe.present = fake_gpus(49)
     with pytest.raises(MemoryExhausted) as refused:
-        checks.check_again(Placement("cuda", 0, "int8_float16", own), Story())
+        checks.check_again(Placement("cuda", 0, "int8_float16", 1, own), Story())
     assert refused.value.details == {"required": 50, "available": 49, "resource": "vram"}

@@ -35,7 +35,7 @@ SLEEP = "import time; time.sleep(600)"
 
 
 def order(worker_id: str = "worker-1") -> WorkerOrder:
-    return WorkerOrder(worker_id, Path("/models/x y"), "hf:a/b", "cpu", 0, 8001, "key-secret")
+    return WorkerOrder(worker_id, Path("/models/x y"), "hf:a/b", "cpu", 0, 8001, "key-secret", 3)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_default_command_is_the_program_of_this_environment() -> None:
     assert worker_command("/opt/a\\ b/worker --flag 'x y'") == ["/opt/a b/worker", "--flag", "x y"]
 
 
-def test_a_worker_inherits_no_secret_and_gets_the_settings() -> None:
+def test_a_worker_inherits_no_secret() -> None:
     given = {
         "PATH": "/bin",
         "RBEE_API_KEY": "k",
@@ -77,8 +77,7 @@ def test_a_worker_inherits_no_secret_and_gets_the_settings() -> None:
         "RBEE_CONFIG": "/x",
         "RBEE_HOME": "/home",
     }
-    environ = worker_environment(given, Settings())
-    settings = json.loads(environ.pop("RBEE_WORKER_SETTINGS"))
+    environ = worker_environment(given)
     assert environ == {
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "1",
@@ -86,8 +85,6 @@ def test_a_worker_inherits_no_secret_and_gets_the_settings() -> None:
         "PYTHONUNBUFFERED": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
-    assert settings["worker"]["context_tokens"] == 2048
-    assert settings["timing"]["sse_keepalive_s"] == 10
 
 
 def test_a_worker_gets_its_flags_and_its_key_in_a_private_file(settings: Settings) -> None:
@@ -115,6 +112,10 @@ def test_a_worker_gets_its_flags_and_its_key_in_a_private_file(settings: Setting
         "--api-key": f"@{key_file}",
     }
     assert "RBEE_API_KEY" not in facts["environ"]
+    passed = json.loads(facts["environ"]["RBEE_WORKER_SETTINGS"])
+    assert passed["worker"]["context_tokens"] == 2048
+    assert passed["worker"]["max_parallel_requests"] == 3
+    assert passed["timing"]["sse_keepalive_s"] == 10
     assert "key-secret" not in json.dumps(facts)
     assert facts["group"] == facts["pid"] == process.pid
     assert facts["stdin"] == ""

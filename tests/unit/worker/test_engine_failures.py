@@ -24,7 +24,7 @@ class BreakingGenerator:
 
     def generate_batch(self, _prompts: Any, *, callback: Any, **_options: Any) -> None:
         for token_id in (5, 6):
-            callback(type("Step", (), {"token_id": token_id}))
+            callback(type("Step", (), {"token_id": token_id, "batch_id": 0}))
         if self._error is not None:
             raise self._error
 

@@ -41,8 +41,8 @@ def worker_command(setting: str) -> list[str]:
     return [str(beside)] if beside.is_file() else [sys.executable, "-P", "-m", "rbee.worker"]
 
 
-def worker_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """What a worker inherits: the hive's environment without secrets, and the settings passed on."""
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a worker inherits: the hive's environment without secrets."""
     kept = {
         name: value
         for name, value in environ.items()
@@ -52,7 +52,6 @@ def worker_environment(environ: Mapping[str, str], settings: Settings) -> dict[s
         **kept,
         # The order of the driver, in which the device probe counts; CUDA's own default is by speed.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        WORKER_SETTINGS_VARIABLE: settings.for_worker(),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -74,8 +73,9 @@ class ChildWorkerLauncher:
     def __init__(
         self, settings: Settings, *, host: str, callback_url: str, environ: Mapping[str, str]
     ) -> None:
+        self._settings = settings
         self._command = worker_command(settings.pool.worker_command)
-        self._environment = worker_environment(environ, settings)
+        self._environment = worker_environment(environ)
         self._host, self._callback_url = host, callback_url
         self._run_dir, self._log_dir = settings.run_dir, settings.log_dir
 
@@ -95,7 +95,11 @@ class ChildWorkerLauncher:
                 # thread that made it. Everything cooperative in this process runs there.
                 process = subprocess.Popen(
                     [*self._command, *self._arguments(order)],
-                    env={**self._environment, WORKER_ID_VARIABLE: order.worker_id},
+                    env={
+                        **self._environment,
+                        WORKER_ID_VARIABLE: order.worker_id,
+                        WORKER_SETTINGS_VARIABLE: self._settings.for_worker(order.slots),
+                    },
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=log,

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import gevent
 from gevent.event import Event
 from gevent.queue import Empty, Queue
 
 from rbee.core.errors import RbeeError
+from rbee.worker.ports import Decoding
 
 
 class CTranslate2Run:
     """Implements ``rbee.worker.ports.Run``."""
 
-    def __init__(self, stop_token_ids: frozenset[int], on_stopped: Callable[[], None]) -> None:
+    def __init__(self, prompt: Sequence[str], decoding: Decoding) -> None:
+        self.prompt = list(prompt)
+        self.decoding = decoding
         self.reloads_model = False
         self.is_cancelled = False
-        self._stop_token_ids = stop_token_ids
+        self._stop_token_ids = decoding.stop_token_ids
         self._made = 0
-        self._has_end_token = False
-        self._on_stopped = on_stopped
+        self._is_complete = False
         self._tokens: Queue[int | RbeeError | None] = Queue()
         self._has_ended = False
-        self._sampled = Event()
         self._stopped = Event()
         self._loop = gevent.get_hub().loop
+        self._when_stopped: list[Callable[[], None]] = []
+        self._when_cancelled: Callable[[], None] | None = None
 
     def next_token(self, timeout_s: float) -> int | None:
         if self.is_cancelled or self._has_ended:
@@ -47,39 +49,41 @@ class CTranslate2Run:
         if not self.is_cancelled:
             self.is_cancelled = True
             self._tokens.put(None)
+            if self._when_cancelled is not None:
+                self._when_cancelled()
 
     def wait_stopped(self, timeout_s: float) -> bool:
         return bool(self._stopped.wait(timeout_s))
 
-    def on_step(self, step: Any) -> bool:
-        """Called by the engine in a thread of its own, for each token; True ends the generation."""
-        if self.is_cancelled:
-            return True
-        token_id: int = step.token_id
-        if token_id in self._stop_token_ids:
-            self._has_end_token = True
-        else:
+    def when_stopped(self, observer: Callable[[], None]) -> None:
+        """Have ``observer``, which must not block or raise, called once: when the engine has let go."""
+        self._when_stopped.append(observer)
+
+    def when_cancelled(self, observer: Callable[[], None]) -> None:
+        """Have ``observer`` called when this run is cancelled."""
+        self._when_cancelled = observer
+
+    def on_step(self, token_id: int) -> bool:
+        """Called by the engine in a thread of its own, for each token; True ends this run, not its batch."""
+        if not self.is_cancelled and token_id not in self._stop_token_ids:
             self._made += 1
-            self._loop.run_callback_threadsafe(self._deliver, token_id)
-        return False
+            self._loop.run_callback_threadsafe(self._tokens.put_nowait, token_id)
+            if self._made < self.decoding.max_tokens:
+                return False
+        self._is_complete = True
+        self._loop.run_callback_threadsafe(self.stopped, None)
+        return True
 
-    def is_complete(self, max_tokens: int) -> bool:
+    @property
+    def is_complete(self) -> bool:
         """Whether the engine had a reason to end."""
-        return self.is_cancelled or self._has_end_token or self._made == max_tokens
-
-    def wait_sampled(self) -> None:
-        """Wait until ``note_sampled``, which the first token calls."""
-        self._sampled.wait()
-
-    def note_sampled(self) -> None:
-        self._sampled.set()
+        return self._is_complete or self.is_cancelled
 
     def stopped(self, error: RbeeError | None) -> None:
-        """The engine has let go of this run."""
+        """The engine has let go of this run; only the first call counts."""
+        if self._stopped.is_set():
+            return
         self._tokens.put(error)
         self._stopped.set()
-        self._on_stopped()
-
-    def _deliver(self, token_id: int) -> None:
-        self._tokens.put_nowait(token_id)
-        self.note_sampled()
+        for observer in self._when_stopped:
+            observer()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rbee.worker.cores import cpu_quota, usable_cores
+from rbee.core.cores import cpu_quota, usable_cores
 
 
 def cgroups(root: Path, **limits: str) -> tuple[Path, Path]:
