@@ -48,12 +48,14 @@ class QueenUnderTest:
         return (self.home / ".rbee" / "logs" / "queen-rbee.log").read_text()
 
 
-def write_config(home: Path, hive_port: int, *, timing: str = TIMING, extra: str = "") -> Path:
+def write_config(
+    home: Path, hive_port: int, *, timing: str = TIMING, extra: str = "", max_pending: int = 3
+) -> Path:
     """A config file for a queen and its local hive."""
     home.mkdir(parents=True, exist_ok=True)
     config = home / "config.toml"
     config.write_text(
-        f"[queen]\nlocal_hive_port = {hive_port}\nmax_pending = 3\n{extra}\n[timing]\n{timing}\n"
+        f"[queen]\nlocal_hive_port = {hive_port}\nmax_pending = {max_pending}\n{extra}\n[timing]\n{timing}\n"
     )
     return config
 
@@ -65,9 +67,10 @@ def start_queen(
     timing: str = TIMING,
     extra: str = "",
     hive_port: int | None = None,
+    max_pending: int = 3,
 ) -> QueenUnderTest:
     """A queen on a free port; end it through ``daemon``."""
     port = hive_port or free_port()
-    config = write_config(home, port, timing=timing, extra=extra)
+    config = write_config(home, port, timing=timing, extra=extra, max_pending=max_pending)
     options = ["--addr", "127.0.0.1:0", "--config", str(config), *args]
     return QueenUnderTest(Daemon("queen-rbee", options, environment(home, env)), home, port)

@@ -26,6 +26,8 @@ class RbeeError(Exception):
     code: ClassVar[str] = "INTERNAL_ERROR"
     http_status: ClassVar[int] = 500
     default_suggestion: ClassVar[str | None] = None
+    retry_after_s: ClassVar[int | None] = None
+    """When asking again may help, for the header of that name."""
 
     def __init__(
         self,
@@ -454,6 +456,7 @@ class AllSlotsBusy(WorkerError):
     """No free slot. The envelope repeats the two counts beside ``details``, as the contract fixes."""
 
     code, http_status = "ALL_SLOTS_BUSY", 503
+    retry_after_s = 1
     default_suggestion = "Wait for current request to complete or use a different node"
 
     def __init__(self, slots_total: int, slots_busy: int, retries: int | None = None) -> None:
@@ -523,6 +526,7 @@ class ConnectionTimeout(NodeError):
 
 class QueueFull(NodeError):
     code, http_status = "QUEUE_FULL", 503
+    retry_after_s = 1
     default_suggestion = "Try again later"
 
     def __init__(self, queue_size: int, queue_capacity: int) -> None:

@@ -165,6 +165,7 @@ class Timing(Section):
     ready_poll_interval_s: Seconds = 2
     ready_poll_timeout_s: Seconds = 5
     loading_timeout_s: Seconds = 300
+    queue_wait_s: Seconds = 300
     busy_retry_delays_s: list[Annotated[float, Field(ge=0)]] = [1, 2, 4]
     download_attempts: Count = 6
     download_delays_ms: list[Annotated[int, Field(ge=0)]] = [100, 200, 400, 800, 1600]

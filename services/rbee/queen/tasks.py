@@ -35,14 +35,18 @@ class OpenTasks:
     def __len__(self) -> int:
         return len(self._open)
 
+    def refuse_when_full(self) -> None:
+        """Raises QueueFull when no place is free."""
+        if len(self._open) >= self.capacity:
+            raise QueueFull(len(self._open), self.capacity)
+
     def enter(self, request_id: str) -> OpenTask:
         """Take a place for the current greenlet.
 
         Raises:
             QueueFull: none is free.
         """
-        if len(self._open) >= self.capacity:
-            raise QueueFull(len(self._open), self.capacity)
+        self.refuse_when_full()
         task = OpenTask(request_id)
         task.greenlet = gevent.getcurrent()
         self._open[request_id] = task

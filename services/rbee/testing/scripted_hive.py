@@ -54,6 +54,8 @@ class Script:
     layers: list[int] = field(default_factory=lambda: [0, 2, 4])
     layers_total: int = 4
     never_ready: bool = False
+    slots: int | None = None
+    """So many requests at once are served, more are refused as busy; None: any number."""
     busy_answers: int = 0
     """So many inference requests are refused as busy first."""
     free_answers: int = 0
@@ -81,6 +83,8 @@ class _Pair:
         self.state = script.state
         self.requests: list[dict[str, Any]] = []
         self.canceled: set[str] = set()
+        self.active: set[str] = set()
+        self.deciding = threading.Lock()
         self.is_hive_stopped = False
         self.stop_hive: Callable[[], None] = lambda: None
         self.loading_began: float | None = time.monotonic() if script.state == "loading" else None
@@ -297,8 +301,22 @@ class _Handler(BaseHTTPRequestHandler):
             script.draining_answers -= 1
             pair.worker_id, pair.worker_model = "worker-scripted-2", None
             self._error(503, "WORKER_NOT_READY", {"state": "draining"})
+        elif self._take_slot(body["request_id"]):
+            try:
+                self._events(self._tokens(body))
+            finally:
+                pair.active.discard(body["request_id"])
         else:
-            self._events(self._tokens(body))
+            busy = len(pair.active)
+            self._error(503, "ALL_SLOTS_BUSY", {"slots_total": script.slots, "slots_busy": busy})
+
+    def _take_slot(self, request_id: str) -> bool:
+        pair = self.pair
+        with pair.deciding:
+            if pair.script.slots is not None and len(pair.active) >= pair.script.slots:
+                return False
+            pair.active.add(request_id)
+            return True
 
     def _tokens(self, body: dict[str, Any]) -> Iterable[tuple[str | None, Any]]:
         script, request_id = self.pair.script, body["request_id"]
@@ -320,6 +338,8 @@ class _Handler(BaseHTTPRequestHandler):
             yield None, {"token": f" bee{index}", "index": index}
             if script.token_interval_s:
                 time.sleep(script.token_interval_s)
+        # A worker gives its slot back before its client learns that the answer is complete.
+        self.pair.active.discard(request_id)
         yield (
             None,
             {"done": True, "total_tokens": script.tokens, "duration_ms": 1, "stop_reason": "MAX_TOKENS"},

@@ -52,6 +52,8 @@ def error_response(error: RbeeError) -> flask.Response:
     flask.g.error_code = error.code
     if error.http_status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after_s is not None:
+        answer.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, PayloadTooLarge):
         answer.headers["Connection"] = "close"
     return answer

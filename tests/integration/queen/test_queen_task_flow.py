@@ -392,18 +392,21 @@ def test_a_worker_that_ignores_the_cancellation_does_not_hold_the_task(queen, hi
     assert task.read_to_end().error["code"] == "REQUEST_CANCELED"
 
 
-def test_one_task_more_than_the_limit_is_refused_in_its_stream(queen, hive: Start) -> None:
+def test_one_task_more_than_the_limit_is_refused(queen, hive: Start) -> None:
     hive(models=[MODEL], tokens=1000, token_interval_s=0.02)
     held = [OpenTask(queen.url, {**TASK, "max_tokens": 1000}) for _ in range(3)]
     for task in held:
         task.read_until("bee0")
-    error = run_task(queen.url, TASK).error
+    refused = requests.post(f"{queen.url}/v2/tasks", json=TASK, timeout=5)
+    error = refused.json()["error"]
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert (error["code"], error["details"]) == ("QUEUE_FULL", {"queue_size": 3, "queue_capacity": 3})
     for task in held:
         task.close()
 
     def admitted() -> bool:
-        return run_task(queen.url, {**TASK, "max_tokens": 1}).terminal.get("done") is True
+        answer = run_task(queen.url, {**TASK, "max_tokens": 1})
+        return answer.status == 200 and answer.terminal.get("done") is True
 
     wait_until(admitted, 5, "a free place")
 

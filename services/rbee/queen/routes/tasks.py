@@ -11,7 +11,7 @@ import flask
 from rbee.core.errors import RbeeError, RequestCanceled, VersionMismatch
 from rbee.core.logs import bind_request
 from rbee.core.schemas import TaskRequest
-from rbee.queen.inference import Task
+from rbee.queen.task import Task
 from rbee.queen.tasks import TaskCanceled
 from rbee.web.app import read_body
 from rbee.web.sse import ClientGone, Emitter
@@ -29,6 +29,7 @@ def blueprint(queen: Queen) -> flask.Blueprint:
     @routes.post("")
     def create() -> flask.Response:
         queen.refuse_when_draining()
+        queen.tasks.refuse_when_full()
         task = _accept(queen, read_body(TaskRequest))
         return queen.work.respond(
             lambda out: _carry_out(queen, task, out),
