@@ -60,6 +60,8 @@ class Emitter:
                     await self._generate(writer, json.loads(body))
                 elif path == b"/v1/loading/progress":
                     await self._progress(writer)
+                elif path == b"/v1/chat/completions":
+                    await self._complete(writer, json.loads(body))
                 else:
                     self._answer(writer, path)
                 await writer.drain()
@@ -91,6 +93,20 @@ class Emitter:
     async def _progress(self, writer: asyncio.StreamWriter) -> None:
         _begin(writer)
         _event(writer, {"stage": "ready"})
+        _end(writer)
+
+    async def _complete(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
+        """The same in the form of OpenAI's API, for proxies that speak nothing else."""
+        loop, step = asyncio.get_running_loop(), 1 / self.options.rate
+        head = {"id": "bench", "object": "chat.completion.chunk", "created": 0, "model": "bench"}
+        _begin(writer)
+        due = loop.time()
+        for _ in range(int(body["max_tokens"])):
+            choice = {"index": 0, "delta": {"content": str(time.monotonic_ns())}, "finish_reason": None}
+            _event(writer, {**head, "choices": [choice]})
+            due += step
+            await asyncio.sleep(due - loop.time())
+        _event(writer, {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         _end(writer)
 
     async def _generate(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,7 +41,8 @@ def program(name: str) -> list[str]:
 class Home:
     """A state directory and the environment that uses it; configuration is written as TOML text."""
 
-    def __init__(self, name: str, config: str = "") -> None:
+    def __init__(self, name: str, config: str = "", environment: Mapping[str, str] | None = None) -> None:
+        self._more = dict(environment or {})
         self.path = STATE / name
         self.path.mkdir(parents=True, exist_ok=True)
         self.config = self.path / "config.toml"
@@ -56,6 +59,7 @@ class Home:
             "RBEE_CATALOG_DB": str(STATE / "models.db"),
             "RBEE_CONFIG": str(self.config),
             "RBEE_QUEEN_URL": f"http://127.0.0.1:{free_port()}",
+            **self._more,
         }
 
     def forget(self) -> None:
@@ -65,8 +69,12 @@ class Home:
 class Fleet:
     """A persistent queen; ``worker()`` gives the URL and key of a loaded worker behind it."""
 
-    def __init__(self, config: str = "") -> None:
-        self.home = Home("fleet", config)
+    def __init__(
+        self, config: str = "", *, environment: Mapping[str, str] | None = None, has_key: bool = False
+    ) -> None:
+        self.key = secrets.token_urlsafe(24) if has_key else ""
+        given = {"RBEE_API_KEY": self.key} if has_key else {}
+        self.home = Home("fleet", config, {**given, **(environment or {})})
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
@@ -96,8 +104,14 @@ class Fleet:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(90)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
     def task(self, body: dict[str, Any]) -> requests.Response:
-        return requests.post(f"{self.url}/v2/tasks", json=body, stream=True, timeout=600)
+        return requests.post(
+            f"{self.url}/v2/tasks", json=body, headers=self.headers, stream=True, timeout=600
+        )
 
     def warm_worker(self) -> tuple[str, str, str]:
         """Run one task, so that a worker is loaded; returns its URL, its id and its key."""
@@ -109,5 +123,5 @@ class Fleet:
                 raise RuntimeError(line.decode())
         hive = f"http://127.0.0.1:{self.home.hive_port}"
         body = {"model_ref": started["model"], "worker_id": started["worker_id"]}
-        answer = requests.post(f"{hive}/v1/workers/spawn", json=body, timeout=30).json()
+        answer = requests.post(f"{hive}/v1/workers/spawn", json=body, headers=self.headers, timeout=30).json()
         return answer["url"], answer["worker_id"], answer["api_key"]

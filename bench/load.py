@@ -1,6 +1,6 @@
 """Many token streams at once from one process, and how late each token came; the client side of a relay test.
 
-Run as ``python -m bench.load URL PATH STREAMS TOKENS [KEY]``; prints one line of JSON.
+Run as ``python -m bench.load URL PATH STREAMS TOKENS [KEY [rbee|openai]]``; prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from urllib.parse import urlsplit
 
 from bench.measuring import median, percentile
 
-_TOKEN = b'data: {"token":"'
+_TOKENS = {"rbee": b'"token":"', "openai": b'"content":"'}
+"""What comes before the text of a token, by the form of the stream."""
 
 
 class Load:
     """Opens the streams evenly over a second and reads them to their end."""
 
-    def __init__(self, url: str, path: str, streams: int, tokens: int, key: str | None) -> None:
+    def __init__(self, url: str, path: str, streams: int, tokens: int, key: str | None, form: str) -> None:
         parts = urlsplit(url)
         self.address = (parts.hostname or "", parts.port or 80)
         self.path, self.streams, self.tokens, self.key = path, streams, tokens, key
+        self.mark, self.form = _TOKENS[form], form
         self.firsts: list[float] = []
         self.lateness: list[float] = []
         self.failed: list[str] = []
@@ -49,7 +51,11 @@ class Load:
             self.failed.append(repr(error)[:300])
 
     async def _stream(self) -> None:
-        body = json.dumps({"prompt": "Hi", "max_tokens": self.tokens, "temperature": 0.0}).encode()
+        asked: dict[str, Any] = {"prompt": "Hi", "max_tokens": self.tokens, "temperature": 0.0}
+        if self.form == "openai":
+            del asked["prompt"]
+            asked |= {"model": "bench", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
+        body = json.dumps(asked).encode()
         reader, writer = await asyncio.open_connection(*self.address)
         key = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         head = (
@@ -61,9 +67,9 @@ class Load:
         seen, ended = 0, False
         try:
             while line := await reader.readline():
-                if line.startswith(_TOKEN):
+                if (at := line.find(self.mark)) >= 0 and (text := _text(line, at + len(self.mark))):
                     now = time.monotonic_ns()
-                    sent = int(line[len(_TOKEN) : line.index(b'"', len(_TOKEN))])
+                    sent = int(text)
                     if seen == 0:
                         self.firsts.append((now - started) / 1e9)
                     self.lateness.append((now - sent) / 1e9)
@@ -79,9 +85,14 @@ class Load:
             raise RuntimeError(f"{seen} of {self.tokens} tokens, end seen: {ended}")
 
 
+def _text(line: bytes, start: int) -> bytes:
+    return line[start : line.index(b'"', start)]
+
+
 def main() -> None:
-    url, path, streams, tokens, *key = sys.argv[1:]
-    load = Load(url, path, int(streams), int(tokens), key[0] if key else None)
+    url, path, streams, tokens, *rest = sys.argv[1:]
+    key, form = [*rest, None, None][0], [*rest, None, None][1]
+    load = Load(url, path, int(streams), int(tokens), key, form or "rbee")
     print(json.dumps(asyncio.run(load.run())))
 
 

@@ -24,6 +24,7 @@ class ServiceClient:
         base_url: e.g. ``http://127.0.0.1:9200``.
         api_key: sent as a bearer token when given.
         version: sent as ``X-Rbee-Version`` (keeper and queen do).
+        stream_type: what ``stream`` makes of an answer.
         correlation_id: asked for before each call, so that one client serves many requests.
 
     Answers of status 400 and above are raised as the ``RbeeError`` their envelope names. Everything below
@@ -38,10 +39,12 @@ class ServiceClient:
         version: str | None = __version__,
         correlation_id: Callable[[], str | None] = lambda: None,
         timeout_s: float = 10.0,
+        stream_type: type[EventStream] | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._correlation_id = correlation_id
         self._timeout_s = timeout_s
+        self._stream_type = stream_type or EventStream
         self._endpoint = Endpoint(self.base_url)
         self._headers = {"Accept": "*/*", "User-Agent": f"rbee/{__version__}"}
         if api_key is not None:
@@ -82,7 +85,7 @@ class ServiceClient:
     ) -> EventStream:
         """Open an event stream; ``read_timeout_s`` limits the silence between two pieces (None: never)."""
         timeout = (connect_timeout_s or self._timeout_s, read_timeout_s)
-        return EventStream(self._send(method, path, body=body, params=params, timeout=timeout))
+        return self._stream_type(self._send(method, path, body=body, params=params, timeout=timeout))
 
     def _send(
         self,
@@ -152,20 +155,44 @@ class EventStream(AbstractContextManager["EventStream"]):
         Raises:
             TransportFailure: the connection broke or stayed silent too long.
         """
-        while piece := self._answer.piece():
-            if self._partial:
-                piece = self._partial + piece
-                self._partial = b""
-            if piece.endswith(b"\n\n"):
-                return piece
-            for blank in (b"\n\n", b"\r\n\r\n"):
-                whole, end, after = piece.rpartition(blank)
-                if end:
-                    self._partial = after
-                    return whole + end
-            self._partial = piece
-        self._answer.close()
-        return b""
+        while (block := self.take_block()) is None:
+            self._answer.receive()
+        return block
+
+    def take_block(self) -> bytes | None:
+        """The whole events among what has come already; empty at the end of the stream, None: none yet.
+
+        Raises:
+            TransportFailure: what has come is not HTTP.
+        """
+        pieces = [self._partial]
+        while piece := self._answer.take():
+            pieces.append(piece)
+        block, self._partial = b"".join(pieces), b""
+        if block.endswith(b"\n\n"):
+            return block
+        for blank in (b"\n\n", b"\r\n\r\n"):
+            whole, end, after = block.rpartition(blank)
+            if end:
+                self._partial = after
+                return whole + end
+        if piece == b"":
+            self._answer.close()
+            return b""
+        self._partial = block
+        return None
+
+    def follow(self, accept: Callable[[bytes], bool]) -> bytes:
+        """Give blocks to ``accept`` as they come; returns the first that it does not take, or the end.
+
+        ``accept`` must not block. An interrupted call may be repeated.
+
+        Raises:
+            TransportFailure: the connection broke or stayed silent too long.
+        """
+        while (block := self.next_block()) and accept(block):
+            pass
+        return block
 
     def close(self) -> None:
         self._answer.close()

@@ -168,24 +168,58 @@ class Answer:
         Raises:
             TransportFailure: the connection broke or stayed silent too long.
         """
+        while (piece := self.take()) is None:
+            self.receive()
+        return piece
+
+    def take(self) -> bytes | None:
+        """The next part of the body if it has come already, empty at its end; None: ``receive`` first.
+
+        Raises:
+            TransportFailure: what has come is not HTTP.
+        """
         if self._is_over:
             return b""
         try:
             if self._is_chunked:
-                piece = self._connection.chunk()
-            elif self._left is not None:
-                piece = self._connection.some(self._left) if self._left else b""
-                self._left -= len(piece)
+                piece = self._connection.take_chunk()
+            elif self._left is None:
+                piece = self._connection.take_some(None)
             else:
-                piece = self._connection.rest()
+                piece = self._connection.take_some(self._left) if self._left else b""
+                self._left -= len(piece or b"")
+        except TransportFailure:
+            self.close()
+            raise
+        self._is_over = piece == b""
+        return piece
+
+    def receive(self, *, wait: bool = True) -> None:
+        """Take in what comes next from the service.
+
+        Args:
+            wait: whether to wait for it, at most as long as the request allows.
+
+        Raises:
+            TransportFailure: the connection broke or stayed silent too long.
+        """
+        try:
+            self._connection.receive(wait=wait)
+        except _Ended:
+            if self._is_chunked or self._left is not None:
+                self.close()
+                raise
+            self._is_over = True
         except TransportFailure:
             self.close()
             raise
         except OSError as error:
             self.close()
             raise _failure(error) from error
-        self._is_over = not piece
-        return piece
+
+    def fileno(self) -> int | None:
+        """The descriptor that becomes readable when there is something to receive; None under TLS."""
+        return self._connection.fileno()
 
     def close(self) -> None:
         """Give the connection back after a whole body, else close it; may be called at any time."""
@@ -202,6 +236,8 @@ class _Connection:
 
     def __init__(self, sock: socket.socket | None, endpoint: Endpoint | None) -> None:
         self._sock = sock
+        # The built-in type, which gevent does not replace: its own would wait for data.
+        self._plain = None if sock is None else _socket.socket(fileno=sock.fileno())
         self._endpoint = endpoint
         self._buffer = b""
         self.has_answered = False
@@ -225,18 +261,14 @@ class _Connection:
 
     def is_open(self) -> bool:
         """Whether the service has neither closed it nor sent what nobody asked for; one system call."""
-        if self._sock is None:
+        if self._plain is None:
             return False
-        # The built-in type, which gevent does not replace: its own would wait for data.
-        probe = _socket.socket(fileno=self._sock.fileno())
         try:
-            probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            self._plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        finally:
-            probe.detach()
         return False
 
     def release(self) -> None:
@@ -247,68 +279,64 @@ class _Connection:
 
     def close(self) -> None:
         sock, self._sock = self._sock, None
+        plain, self._plain = self._plain, None
+        if plain is not None:
+            plain.detach()
         if sock is not None:
             # A reader in another thread or greenlet is woken by this, not by closing alone.
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
-    def chunk(self) -> bytes:
-        """The next chunk of a chunked body, once it is whole; empty for the last one."""
-        while True:
-            end = self._buffer.find(b"\r\n")
-            if end >= 0:
-                try:
-                    size = int(self._buffer[:end].partition(b";")[0], 16)
-                except ValueError:
-                    raise TransportFailure("unreadable", "a chunk without a size") from None
-                if size == 0:
-                    return self._trailer(end + 2)
-                after = end + 2 + size
-                if len(self._buffer) >= after + 2:
-                    if self._buffer[after : after + 2] != b"\r\n":
-                        raise TransportFailure("unreadable", "a chunk without an end")
-                    piece, self._buffer = self._buffer[end + 2 : after], self._buffer[after + 2 :]
-                    return piece
-            elif len(self._buffer) > _LINE_LIMIT:
+    def take_chunk(self) -> bytes | None:
+        """The next chunk of a chunked body if it is whole; empty for the last one."""
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            if len(self._buffer) > _LINE_LIMIT:
                 raise TransportFailure("unreadable", "a line without an end")
-            self._receive()
+            return None
+        try:
+            size = int(self._buffer[:end].partition(b";")[0], 16)
+        except ValueError:
+            raise TransportFailure("unreadable", "a chunk without a size") from None
+        if size == 0:
+            return self._take_trailer(end + 2)
+        after = end + 2 + size
+        if len(self._buffer) < after + 2:
+            return None
+        if self._buffer[after : after + 2] != b"\r\n":
+            raise TransportFailure("unreadable", "a chunk without an end")
+        piece, self._buffer = self._buffer[end + 2 : after], self._buffer[after + 2 :]
+        return piece
 
-    def _trailer(self, start: int) -> bytes:
+    def _take_trailer(self, start: int) -> bytes | None:
         """Take the fields after the last chunk, up to their blank line."""
         while self._buffer[start : start + 2] != b"\r\n":
             end = self._buffer.find(b"\r\n", start)
-            if end >= 0:
-                start = end + 2
-            elif len(self._buffer) - start > _LINE_LIMIT:
-                raise TransportFailure("unreadable", "a line without an end")
-            else:
-                self._receive()
+            if end < 0:
+                if len(self._buffer) - start > _LINE_LIMIT:
+                    raise TransportFailure("unreadable", "a line without an end")
+                return None
+            start = end + 2
         self._buffer = self._buffer[start + 2 :]
         return b""
 
-    def some(self, limit: int) -> bytes:
+    def take_some(self, limit: int | None) -> bytes | None:
         """At least one and at most ``limit`` bytes."""
         if not self._buffer:
-            self._receive()
-        piece, self._buffer = self._buffer[:limit], self._buffer[limit:]
+            return None
+        count = len(self._buffer) if limit is None else limit
+        piece, self._buffer = self._buffer[:count], self._buffer[count:]
         return piece
 
-    def rest(self) -> bytes:
-        """What has come; empty once the service has closed the connection."""
-        if not self._buffer:
-            try:
-                self._receive()
-            except _Ended:
-                return b""
-        piece, self._buffer = self._buffer, b""
-        return piece
+    def fileno(self) -> int | None:
+        return None if self._sock is None or isinstance(self._sock, ssl.SSLSocket) else self._sock.fileno()
 
     def _head(self) -> tuple[int, dict[str, str]]:
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > _HEAD_LIMIT:
                 raise TransportFailure("unreadable", "the answer's head has no end")
-            self._receive()
+            self.receive()
         lines = self._buffer[:end].decode("latin-1").split("\r\n")
         self._buffer = self._buffer[end + 4 :]
         words = lines[0].split(" ", 2)
@@ -320,11 +348,17 @@ class _Connection:
             headers[name.strip().lower()] = value.strip()
         return int(words[1]), headers
 
-    def _receive(self) -> None:
+    def receive(self, *, wait: bool = True) -> None:
         sock = self._sock
         if sock is None:
             raise TransportFailure("reset", "the stream was closed")
-        piece = sock.recv(_RECEIVE_BYTES)
+        if wait or self._plain is None:
+            piece = sock.recv(_RECEIVE_BYTES)
+        else:
+            try:
+                piece = self._plain.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
         if not piece:
             raise _Ended("reset", "Connection closed by the service")
         self.has_answered = True

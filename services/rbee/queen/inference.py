@@ -12,7 +12,7 @@ from rbee.queen.metrics import Metrics
 from rbee.queen.ports import HiveApi
 from rbee.queen.readiness import WorkerFinder, WorkerLeft
 from rbee.queen.registry import Node
-from rbee.queen.relay import HiveLost, Send
+from rbee.queen.relay import HiveLost, Sink
 from rbee.queen.scheduling import place
 from rbee.queen.task import Task
 from rbee.queen.tasks import OpenTask
@@ -28,7 +28,7 @@ class TaskFlow:
     def __init__(self, fleet: Fleet, known: KnownWorkers, timing: Timing, metrics: Metrics) -> None:
         self._shared = Workplace(fleet, known, WaitingLine(), timing, metrics)
 
-    def run(self, task: Task, send: Send, place: OpenTask) -> tuple[bytes, str | None]:
+    def run(self, task: Task, sink: Sink, place: OpenTask) -> tuple[bytes, str | None]:
         """Do everything; returns the terminal event, not yet sent, and its error code if it has one.
 
         ``place`` is told on which node the task runs.
@@ -36,7 +36,7 @@ class TaskFlow:
         Raises:
             RbeeError: the task failed before its worker sent a terminal event.
         """
-        return _Run(task, send, place, self._shared).run()
+        return _Run(task, sink, place, self._shared).run()
 
 
 class _Moved(Exception):
@@ -50,9 +50,9 @@ class _Moved(Exception):
 class _Run:
     """One task under way."""
 
-    def __init__(self, task: Task, send: Send, place: OpenTask, shared: Workplace) -> None:
+    def __init__(self, task: Task, sink: Sink, place: OpenTask, shared: Workplace) -> None:
         self._task = task
-        self._send = send
+        self._send = sink.send
         self._place_taken = place
         self._fleet = fleet = shared.fleet
         self._known = shared.known
@@ -60,12 +60,12 @@ class _Run:
         self._log = get_logger(ACTOR).bind(request_id=task.request_id)
         self._wanted = task.wanted
         self._finder = WorkerFinder(
-            fleet, shared.known, shared.timing, self._wanted, send, self._narrate, self._count
+            fleet, shared.known, shared.timing, self._wanted, sink.send, self._narrate, self._count
         )
         self._request = WorkerRequest(
             task,
             shared,
-            send,
+            sink,
             self._narrate,
             may_move=task.node is None and len(fleet.nodes.all()) > 1,
             look_elsewhere=self._look_elsewhere,

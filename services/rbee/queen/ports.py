@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,6 +84,9 @@ class Events(AbstractContextManager["Events"], Protocol):
 
     def next_block(self) -> bytes:
         """The bytes of one or more whole events, empty at the end; an interrupted call may be repeated."""
+
+    def follow(self, accept: Callable[[bytes], bool]) -> bytes:
+        """Give blocks to ``accept``, which must not block; the first that it does not take, or the end."""
 
     def close(self) -> None: ...
 

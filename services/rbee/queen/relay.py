@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 
@@ -27,8 +27,19 @@ from rbee.queen.ports import Events, HiveApi
 _FAREWELL_S = 0.1
 _TOKEN = b'data: {"token":'
 """How our workers begin a token event; written otherwise it is found by decoding."""
+_NARRATION = b"event: narration\n"
 Send = Callable[[bytes], None]
 """Told whole events as bytes."""
+
+
+class Sink(Protocol):
+    """Where a task's events go."""
+
+    def send(self, raw: bytes) -> None:
+        """Send whole events, waiting where the client is behind."""
+
+    def try_send(self, raw: bytes) -> bool:
+        """Send whole events if that is possible without waiting."""
 
 
 @dataclass
@@ -183,7 +194,8 @@ def relay_loading(events: Events, send: Send, progress: LoadingProgress) -> None
 class InferenceRelay:
     """Passes a worker's answer on byte for byte, counting tokens, until its terminal event.
 
-    What a worker sends are nearly always whole token events; these are counted and passed on unread.
+    What a worker sends are nearly always whole events of tokens and narration; these are counted and passed
+    on unread, by the event loop itself while the client keeps up.
 
     Args:
         deadline: when ``timeout_seconds`` is over, on the monotonic clock.
@@ -221,7 +233,7 @@ class InferenceRelay:
                 raise
             raise self._overdue() from None
 
-    def run(self, events: Events, send: Send) -> tuple[bytes, str | None]:
+    def run(self, events: Events, sink: Sink) -> tuple[bytes, str | None]:
         """Relay; returns the terminal event, not yet sent, and its error code if it has one.
 
         Raises:
@@ -233,31 +245,39 @@ class InferenceRelay:
             timer = gevent.Timeout(self._left_s())
             try:
                 with timer:
-                    return self._run(events, send)
+                    return self._run(events, sink)
             except gevent.Timeout as fired:
                 if fired is not timer:
                     raise
                 if min(self._stalled_at, self.deadline) <= time.monotonic():
                     raise self._overdue() from None
 
-    def _run(self, events: Events, send: Send) -> tuple[bytes, str | None]:
+    def _run(self, events: Events, sink: Sink) -> tuple[bytes, str | None]:
         """May be called again after it was interrupted at any point: nothing is lost or sent twice."""
+
+        def pass_on(block: bytes) -> bool:
+            tokens = block.count(_TOKEN)
+            if not _is_plain(block, tokens) or not sink.try_send(block):
+                return False
+            self._count(tokens)
+            return True
+
         while True:
             while self._unsent:
-                send(self._unsent[0])
+                sink.send(self._unsent[0])
                 self._unsent.popleft()
             if self._terminal is not None:
                 _read_to_end(events)
                 return self._terminal
             try:
-                block = events.next_block()
+                block = events.follow(pass_on)
             except TransportFailure:
                 block = b""
             if not block:
                 raise WorkerCrashed(self._worker_id, self.tokens)
-            count = block.count(_TOKEN)
-            if count == block.count(b"\n\n") and block.startswith(_TOKEN):
-                self._count(count)
+            tokens = block.count(_TOKEN)
+            if _is_plain(block, tokens):
+                self._count(tokens)
                 self._unsent.append(block)
             else:
                 self._look_at(block)
@@ -285,8 +305,9 @@ class InferenceRelay:
             self._unsent.append(event.raw)
 
     def _count(self, tokens: int) -> None:
-        self.tokens += tokens
-        self.restart_stall()
+        if tokens:
+            self.tokens += tokens
+            self.restart_stall()
 
     def _left_s(self) -> float:
         return max(0.001, min(self._stalled_at, self.deadline) - time.monotonic())
@@ -295,6 +316,12 @@ class InferenceRelay:
         if self.deadline <= self._stalled_at:
             return RequestTimeout(self._timeout_seconds, self.tokens)
         return GenerationTimeout(self.tokens, self._stall_s)
+
+
+def _is_plain(block: bytes, tokens: int) -> bool:
+    """Whether a block holds tokens and narration only, written as our workers write them."""
+    narrations = block.count(_NARRATION)
+    return tokens + narrations == block.count(b"\n\n") and block.startswith((_TOKEN, _NARRATION))
 
 
 def _read_to_end(events: Events) -> None:

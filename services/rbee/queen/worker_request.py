@@ -31,7 +31,7 @@ from rbee.queen.metrics import Metrics
 from rbee.queen.ports import Events, WorkerApi
 from rbee.queen.readiness import WorkerLeft
 from rbee.queen.registry import Node
-from rbee.queen.relay import InferenceRelay, Send
+from rbee.queen.relay import InferenceRelay, Sink
 from rbee.queen.retries import busy_line, busy_wait_s
 from rbee.queen.task import Task
 from rbee.queen.tasks import TaskCanceled
@@ -66,7 +66,7 @@ class WorkerRequest:
         self,
         task: Task,
         shared: Workplace,
-        send: Send,
+        sink: Sink,
         narrate: Narrate,
         *,
         may_move: bool,
@@ -77,7 +77,8 @@ class WorkerRequest:
         self._task = task
         self._shared = shared
         self._timing = shared.timing
-        self._send = send
+        self._sink = sink
+        self._send = sink.send
         self._narrate = narrate
         self._may_move = may_move
         self._look_elsewhere = look_elsewhere
@@ -273,7 +274,7 @@ class WorkerRequest:
             # Who is next in line may find another slot free.
             self.close()
             self._tell_started(node, worker)
-            terminal = relay.run(events, self._send)
+            terminal = relay.run(events, self._sink)
         shared.known.note_served(node, self._task.wanted, worker_id, shared.fleet.version_of(node))
         return terminal
 

@@ -62,6 +62,20 @@ class Emitter:
             except gevent.queue.Full:
                 raise ClientGone() from None
 
+    def try_send(self, raw: bytes) -> bool:
+        """Send bytes of whole events if that is possible without waiting; for callbacks of the event loop."""
+        wire = self._wire
+        if wire is None or wire.is_behind or not self._queue.empty():
+            return False
+        try:
+            rest = wire.write(raw)
+        except ClientGone:
+            return False
+        self.sent_at = time.monotonic()
+        if rest:
+            self._queue.put_nowait(rest)
+        return True
+
     def event(self, data: Any, name: str | None = None) -> None:
         self.send(encode_event(data, name))
 

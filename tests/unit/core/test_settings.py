@@ -26,6 +26,7 @@ DEFAULT_TIMING: dict[str, Any] = {
     "ready_poll_interval_s": 2,
     "ready_poll_timeout_s": 5,
     "loading_timeout_s": 300,
+    "queue_wait_s": 300,
     "busy_retry_delays_s": [1, 2, 4],
     "download_attempts": 6,
     "download_delays_ms": [100, 200, 400, 800, 1600],

@@ -9,6 +9,7 @@ from typing import Any
 from rbee.core.client import EventStream, ServiceClient, TransportFailure
 from rbee.core.errors import BadHiveResponse, InvalidApiKey, MissingApiKey, RelayedError
 from rbee.core.lifecycle import WorkerState
+from rbee.queen.adapters.followed_stream import FollowedStream
 from rbee.queen.adapters.hive_answers import read_capabilities, read_url, read_worker
 from rbee.queen.ports import (
     Capabilities,
@@ -84,7 +85,13 @@ class HttpPeers:
         self._workers.clear()
 
     def _client(self, url: str, key: str | None) -> ServiceClient:
-        return ServiceClient(url, api_key=key, correlation_id=self._correlation_id, timeout_s=_CALL_TIMEOUT_S)
+        return ServiceClient(
+            url,
+            api_key=key,
+            correlation_id=self._correlation_id,
+            timeout_s=_CALL_TIMEOUT_S,
+            stream_type=FollowedStream,
+        )
 
 
 class HiveHttp:

@@ -73,7 +73,7 @@ def _carry_out(queen: Queen, task: Task, out: Emitter) -> None:
     try:
         place = queen.tasks.enter(task.request_id)
         try:
-            terminal, code = queen.flow.run(task, out.send, place)
+            terminal, code = queen.flow.run(task, out, place)
         finally:
             queen.tasks.leave(place)
         outcome = "completed" if code is None else "canceled" if code == "REQUEST_CANCELED" else "failed"
