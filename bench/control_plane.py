@@ -45,7 +45,7 @@ class Outcome:
     cpu_s: float
     """Of the relay, per 10,000 tokens."""
     memory_mb: float
-    """Resident, at its most."""
+    """Resident, at its most, what processes share counted once."""
 
 
 def run(side: Side, streams: int, tokens: int) -> Outcome:
@@ -56,8 +56,8 @@ def run(side: Side, streams: int, tokens: int) -> Outcome:
 
     def watch() -> None:
         nonlocal peak
-        while not over.wait(0.1):
-            peak = max(peak, sum(each.memory_info().rss for each in family))
+        while not over.wait(0.5):
+            peak = max(peak, sum(each.memory_full_info().pss for each in family))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -92,7 +92,7 @@ def measure() -> Table:
         small = {"queen-rbee": run(queen, LITELLM_STREAMS, LITELLM_TOKENS)}
         usual = stack.enter_context(litellm(worker_address(url), key))
         if usual is not None:
-            side = Side("LiteLLM", usual[0], "/v1/chat/completions", key, usual[1], "openai")
+            side = Side("LiteLLM", usual[0], "/v1/chat/completions", usual[2], usual[1], "openai")
             run(side, 2, 2)
             small["LiteLLM"] = run(side, LITELLM_STREAMS, LITELLM_TOKENS)
         alone = run(direct, LITELLM_STREAMS, LITELLM_TOKENS)

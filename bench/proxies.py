@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -68,8 +69,8 @@ def nginx(worker: str) -> Iterator[tuple[str, int] | None]:
 
 
 @contextmanager
-def litellm(worker: str, key: str) -> Iterator[tuple[str, int] | None]:
-    """URL and pid of LiteLLM's proxy before ``worker``; it is installed into an environment of its own."""
+def litellm(worker: str, key: str) -> Iterator[tuple[str, int, str] | None]:
+    """URL, pid and key of LiteLLM's proxy before ``worker``; installed into an environment of its own."""
     home = STATE / "litellm"
     program = home / "bin" / "litellm"
     if not program.exists():
@@ -90,7 +91,8 @@ def litellm(worker: str, key: str) -> Iterator[tuple[str, int] | None]:
     config = home / "config.yaml"
     config.write_text(json.dumps({"model_list": [served]}))
     command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
+    own_key = f"sk-{secrets.token_hex(32)}"
+    environment = {**os.environ, "LITELLM_MASTER_KEY": own_key}
     with (
         (home / "proxy.log").open("wb") as log,
         subprocess.Popen(
@@ -100,7 +102,7 @@ def litellm(worker: str, key: str) -> Iterator[tuple[str, int] | None]:
         try:
             url = f"http://127.0.0.1:{port}"
             _await(f"{url}/health/liveliness", process, 180)
-            yield url, process.pid
+            yield url, process.pid, own_key
         finally:
             process.kill()
 

@@ -12,8 +12,8 @@ from fleet.served_fleet import Clients, ServedFleet, report
 from support.daemons import wait_until
 
 HOSTS = ["n1", "n2", "n3"]
-CLIENTS = 2
-"""As many as the nodes that stay in service have slots: a worker has one, and more is refused as busy."""
+CLIENTS = 3
+"""One more than the nodes that stay in service have slots: somebody always waits in line."""
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from rbee.web.errors import internal_error
 BUFFERED_EVENTS = 100
 _FULL_GRACE_S = 1.0
 _FIRST_SIGN_S = 0.1
+_READABLE = 1
 _PULSES = 4
 """How often in the time of allowed silence the streams are looked at."""
 
@@ -214,6 +215,38 @@ class OpenStreams:
             stream.abort(ServiceUnavailable(reason))
 
 
+class _ClientWatch:
+    """Tells when the client closes its end of the connection; a half-closed connection counts as gone.
+
+    A callback of the event loop: a greenlet for it would be a third of a stream's memory.
+    """
+
+    def __init__(self, client: socket.socket, on_gone: Callable[[], None]) -> None:
+        # The built-in type, which gevent does not replace: its own would wait for data.
+        self._plain = _socket.socket(fileno=client.fileno())
+        self._on_gone = on_gone
+        self._watcher = gevent.get_hub().loop.io(client.fileno(), _READABLE)
+        self._watcher.start(self._look)
+
+    def _look(self) -> None:
+        try:
+            is_gone = self._plain.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return
+        except OSError:
+            is_gone = True
+        # What else it may have sent stays where it is, and would be told again and again.
+        self._watcher.stop()
+        if is_gone:
+            self._on_gone()
+
+    def stop(self) -> None:
+        """Leave the socket to whoever reads it next."""
+        self._watcher.stop()
+        self._watcher.close()
+        self._plain.detach()
+
+
 class _Stream:
     def __init__(
         self,
@@ -235,7 +268,7 @@ class _Stream:
         self._emitter = Emitter()
         self._context = contextvars.copy_context()
         self._producer = gevent.spawn(self._context.run, self._run)
-        self._watcher = gevent.spawn(self._watch, client) if client is not None else None
+        self._watch = None if client is None else _ClientWatch(client, self._lose_client)
 
     @property
     def sent_at(self) -> float:
@@ -284,9 +317,8 @@ class _Stream:
 
     def stop(self) -> None:
         """The answer is over, finished or not: stop the watcher and a producer that still runs."""
-        if self._watcher is not None:
-            # Waits until it is off the socket, which the server may read next.
-            self._watcher.kill(timeout=1.0)
+        if self._watch is not None:
+            self._watch.stop()
         self._producer.kill(ClientGone, block=False)
 
     def abort(self, error: RbeeError) -> None:
@@ -312,14 +344,8 @@ class _Stream:
         except ClientGone:
             self._disconnect()
 
-    def _watch(self, client: socket.socket) -> None:
-        """Wait for the client's end of the connection; a half-closed connection counts as gone."""
-        try:
-            gone = client.recv(1, socket.MSG_PEEK) == b""
-        except OSError:
-            gone = True
-        if gone:
-            self._producer.kill(ClientGone, block=False)
+    def _lose_client(self) -> None:
+        self._producer.kill(ClientGone, block=False)
 
     def _disconnect(self) -> None:
         """Unblock the writer: a client that does not read would hold it for ever."""
