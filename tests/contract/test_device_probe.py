@@ -10,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rbee.hive.adapters.device_probe import DriverGpu, MachineProbe, memory_limits, visible_gpus
-from rbee.hive.devices import MIB, DeviceProbe, Gpu
+from rbee.core.nvidia import DriverGpu, Gpu, visible_gpus
+from rbee.hive.adapters.device_probe import MachineProbe, memory_limits
+from rbee.hive.devices import MIB, DeviceProbe
 from rbee.testing.fake_device_probe import FakeDeviceProbe, fake_gpus
+from rbee.worker.adapters.engine_memory import available_bytes, gpu_used_bytes
 
 GPU_COUNTS = (0, 1, 4)
 
@@ -374,3 +376,16 @@ def test_instances_are_read_from_the_driver_and_empty_places_skipped(monkeypatch
     monkeypatch.setitem(sys.modules, "pynvml", binding(**parts))
     assert MachineProbe("MIG-a").gpus() == [Gpu(0, "MIG-abc", "Test GPU", 8, 6)]
     assert [gpu.uuid for gpu in MachineProbe().gpus()] == ["GPU-0"]
+
+
+def test_a_worker_reads_the_memory_of_the_device_that_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's number 0 is the driver's number 3 here."""
+
+    def memory(handle: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(total=8 * MIB, free=handle * MIB, used=(8 - handle) * MIB)
+
+    four = binding(nvmlDeviceGetCount=lambda: 4, nvmlDeviceGetMemoryInfo=memory)
+    monkeypatch.setitem(sys.modules, "pynvml", four)
+    visible = "GPU-3,1"
+    assert [available_bytes("cuda", index, visible) for index in (0, 1)] == [3 * MIB, 1 * MIB]
+    assert [gpu_used_bytes(index, visible) for index in (0, 1, 2)] == [5 * MIB, 7 * MIB, None]

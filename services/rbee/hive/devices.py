@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from rbee.core.nvidia import Gpu
 from rbee.core.settings import Hardware
 
 MIB = 1024 * 1024
@@ -16,17 +17,6 @@ OFFERED_BACKENDS = (CUDA, CPU)
 
 CPU_DEVICES = 1
 """A hive offers its processors as one device, cpu 0."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One CUDA device. A worker is started with ``index``; ``uuid`` outlives a change of the order."""
-
-    index: int
-    uuid: str
-    name: str
-    total_mb: int
-    free_mb: int
 
 
 class DeviceProbe(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rbee.hive.devices import Gpu
+from rbee.core.nvidia import Gpu
 
 
 class FakeDeviceProbe:

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=options.backend,
             device_index=options.device,
             stated_cores=environ.get("OMP_NUM_THREADS"),
+            visible_devices=environ.get("CUDA_VISIBLE_DEVICES"),
         )
         from rbee.worker.wiring import build_service
 

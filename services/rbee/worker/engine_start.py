@@ -18,6 +18,7 @@ def start_engine(
     device: str,
     device_index: int,
     stated_cores: str | None,
+    visible_devices: str | None,
 ) -> CTranslate2Engine:
     """An engine that loads ``folder`` in a native thread; ``stated_cores`` is OMP_NUM_THREADS."""
     engine = CTranslate2Engine(
@@ -27,6 +28,7 @@ def start_engine(
         device_index=device_index,
         compute_type=compute_type(folder, settings.worker.compute_type),
         slots=slots_of(settings),
+        visible_devices=visible_devices,
         equal_lengths=settings.worker.batch_lengths == "equal",
         cores=usable_cores(stated_cores),
     )

@@ -47,6 +47,12 @@ _SMALLEST_PENALTY = 1e-4
 class CTranslate2Engine:
     """Implements ``rbee.worker.ports.Engine`` for one model folder.
 
+    Args:
+        slots: runs that may be under way at once.
+        cores: processor cores that it may use.
+        equal_lengths: whether only prompts of equal length share a batch.
+        visible_devices: the value of CUDA_VISIBLE_DEVICES.
+
     The library's threads take up a seed when they sample for the first time, never again. So a request with a
     seed builds the generator anew, unless nothing has been sampled with it yet; and so does the next request
     without one, because it would continue the seeded sequence. Greedy requests need neither.
@@ -63,6 +69,7 @@ class CTranslate2Engine:
         slots: int,
         cores: int,
         equal_lengths: bool = False,
+        visible_devices: str | None = None,
     ) -> None:
         self._folder = folder
         self._worker_id = worker_id
@@ -70,6 +77,7 @@ class CTranslate2Engine:
         self._compute_type = self._effective_type = compute_type
         self._slots = slots
         self._equal_lengths = equal_lengths
+        self._visible = visible_devices
         usual = min(slots, cores, _CPU_LANES) if device == "cpu" else 1
         self._threads_per_run = max(1, cores // usual)
         self._native = NativeThreads(slots + 2)
@@ -252,7 +260,7 @@ class CTranslate2Engine:
         """Runs in a native thread."""
         import ctranslate2
 
-        before = gpu_used_bytes(self._device_index) if self._device == "cuda" else None
+        before = gpu_used_bytes(self._device_index, self._visible) if self._device == "cuda" else None
         self._generator = ctranslate2.Generator(
             str(self._folder),
             device=self._device,
@@ -263,7 +271,7 @@ class CTranslate2Engine:
         )
         self._has_sampled = self._is_seeded = False
         self._effective_type = str(self._generator.compute_type)
-        after = gpu_used_bytes(self._device_index) if self._device == "cuda" else None
+        after = gpu_used_bytes(self._device_index, self._visible) if self._device == "cuda" else None
         if before is not None and after is not None and after > before:
             self._gpu_bytes = after - before
 
@@ -293,7 +301,7 @@ class CTranslate2Engine:
         return InferenceFailed(self._worker_id, str(error)[:300] or type(error).__name__)
 
     def _out_of_memory(self, estimate_bytes: int) -> MemoryExhausted:
-        available = available_bytes(self._device, self._device_index) // MB
+        available = available_bytes(self._device, self._device_index, self._visible) // MB
         # The engine asked for more than there was; how much more it does not say.
         required = max(math.ceil(estimate_bytes / MB), available + 1)
         return MemoryExhausted(required, available, "vram" if self._device == "cuda" else "ram")

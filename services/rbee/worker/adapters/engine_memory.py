@@ -8,6 +8,8 @@ import sys
 
 import psutil
 
+from rbee.core.nvidia import Gpu, driver_gpus, visible_gpus
+
 MB = 1 << 20
 _RAN_OUT = ("out of memory", "bad_alloc", "failed to allocate", "alloc_failed", "cannot allocate memory")
 
@@ -31,31 +33,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(mark in str(error).lower() for mark in _RAN_OUT)
 
 
-def available_bytes(device: str, index: int) -> int:
+def available_bytes(device: str, index: int, visible: str | None) -> int:
     """Free memory of the device; main memory for ``cpu`` and where the driver does not say."""
-    if device == "cuda":
-        state = _gpu(index)
-        if state is not None:
-            return state[1]
-    return int(psutil.virtual_memory().available)
+    gpu = _gpu(index, visible) if device == "cuda" else None
+    return int(psutil.virtual_memory().available) if gpu is None else gpu.free_mb * MB
 
 
-def gpu_used_bytes(index: int) -> int | None:
+def gpu_used_bytes(index: int, visible: str | None) -> int | None:
     """Device memory in use by all processes, or None where the driver does not say."""
-    state = _gpu(index)
-    return None if state is None else state[0]
+    gpu = _gpu(index, visible)
+    return None if gpu is None else (gpu.total_mb - gpu.free_mb) * MB
 
 
-def _gpu(index: int) -> tuple[int, int] | None:
-    """Used and free bytes of a GPU."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            state = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
-            return int(state.used), int(state.free)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
+def _gpu(index: int, visible: str | None) -> Gpu | None:
+    """The device that CUDA gives this number where it may see the ``visible`` ones; NVML counts all."""
+    gpus = visible_gpus(driver_gpus(lambda _problem: None), visible)
+    return next((gpu for gpu in gpus if gpu.index == index), None)
