@@ -52,3 +52,10 @@ Feature: Cross-Node Inference Request Flow - the worker registry of a hive
       And no worker but "A" was spawned on "workstation"
       And stdout is the text of the stream
       And the exit code is 0
+
+    Scenario: More commands than slots are all answered, in their turn
+      Given a hive on "workstation" that has the embedded model
+      And an idle worker "A" on "workstation"
+      When blep runs 3 times at once "infer --node workstation --raw --prompt '1, 2, 3, 4, 5, 6, 7, 8, 9, 10,' --max-tokens 160"
+      Then each of the 3 commands ended with exit code 0 and a text
+      And no worker but "A" was spawned on "workstation"
