@@ -53,7 +53,7 @@ Feature: Cross-Node Inference Request Flow - the worker registry of a hive
       And stdout is the text of the stream
       And the exit code is 0
 
-    Scenario: More commands than slots are all answered, in their turn
+    Scenario: Inference request when worker is busy - more commands than slots are all answered
       Given a hive on "workstation" that has the embedded model
       And an idle worker "A" on "workstation"
       When blep runs 3 times at once "infer --node workstation --raw --prompt '1, 2, 3, 4, 5, 6, 7, 8, 9, 10,' --max-tokens 160"
