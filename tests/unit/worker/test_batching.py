@@ -7,7 +7,16 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbee.worker.batching import CPU_COSTS, CUDA_COSTS, Candidate, Costs, batch_cost, next_batch, partition
+from rbee.worker.batching import (
+    CPU_COSTS,
+    CUDA_COSTS,
+    Candidate,
+    Costs,
+    batch_cost,
+    feeding_cost,
+    next_batch,
+    partition,
+)
 
 candidates = st.builds(
     Candidate,
@@ -17,7 +26,7 @@ candidates = st.builds(
     is_alone=st.booleans(),
 )
 queues = st.lists(candidates, min_size=1, max_size=24)
-some_costs = st.builds(Costs, step=st.floats(0.1, 100), member=st.floats(0.1, 10))
+some_costs = st.builds(Costs, step=st.floats(0.1, 100), member=st.floats(0.1, 10), feeding=st.floats(0, 1000))
 
 
 def prompts(*lengths: int, max_tokens: int = 64) -> list[Candidate]:
@@ -48,8 +57,8 @@ def test_a_long_prompt_does_not_wait_for_the_answers_of_short_ones() -> None:
 
 def test_the_longer_the_answers_the_more_a_common_batch_is_worth() -> None:
     """A shared step saves its fixed cost for every token of an answer."""
-    assert lengths(next_batch(prompts(40, 120, max_tokens=8), CPU_COSTS, 1)) == [40]
-    assert lengths(next_batch(prompts(40, 120, max_tokens=256), CPU_COSTS, 1)) == [40, 120]
+    assert lengths(next_batch(prompts(40, 55, max_tokens=8), CPU_COSTS, 1)) == [40]
+    assert lengths(next_batch(prompts(40, 55, max_tokens=256), CPU_COSTS, 1)) == [40, 55]
 
 
 def test_kinds_do_not_mix_and_each_gets_a_lane() -> None:
@@ -65,6 +74,11 @@ def test_who_has_waited_longest_always_runs(waiting: list[Candidate], costs: Cos
     assert len(set(batch)) == len(batch) <= len(waiting)
     assert {each.kind for each in batch} == {waiting[0].kind}
     assert len(batch) == 1 or not any(each.is_alone for each in batch)
+
+
+@given(queues, some_costs, st.integers(1, 4))
+def test_nobody_is_fed_token_by_token_for_long(waiting: list[Candidate], costs: Costs, lanes: int) -> None:
+    assert feeding_cost(next_batch(waiting, costs, lanes), costs) <= costs.feeding
 
 
 @given(queues, some_costs, st.integers(1, 4))
@@ -89,4 +103,5 @@ def test_no_other_division_is_cheaper(members: list[Candidate]) -> None:
         for cuts in combinations(range(1, len(ordered)), count):
             bounds = [0, *cuts, len(ordered)]
             groups = [ordered[a:b] for a, b in pairwise(bounds)]
-            assert found <= sum(batch_cost(group, CPU_COSTS) for group in groups) + 1e-6
+            if all(feeding_cost(group, CPU_COSTS) <= CPU_COSTS.feeding for group in groups):
+                assert found <= sum(batch_cost(group, CPU_COSTS) for group in groups) + 1e-6
