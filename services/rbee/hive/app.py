@@ -13,7 +13,6 @@ from rbee.hive.routes.health import health_blueprint
 from rbee.hive.routes.lease import lease_blueprint
 from rbee.hive.routes.logs import logs_blueprint
 from rbee.hive.routes.models import models_blueprint
-from rbee.hive.routes.quality import quality_blueprint
 from rbee.hive.routes.workers import READY_PATH, workers_blueprint
 from rbee.web.app import add_metrics_route, create_service_app
 
@@ -44,8 +43,7 @@ def create_app(hive: Hive) -> flask.Flask:
         ),
         capabilities_blueprint(hive.ports.devices, settings.pool.name, settings.models_dir),
         workers_blueprint(hive.registry, hive.supervisor, hive.spawner, hive.registration, hive.streams),
-        models_blueprint(store, hive.upkeep, hive.streams, in_use),
-        quality_blueprint(store, hive.streams, hive.ports.devices, settings),
+        models_blueprint(store, hive.upkeep, hive.streams, in_use, hive.ports.devices, settings),
         logs_blueprint(settings.log_dir, hive.streams, hive.worker_ids),
         lease_blueprint(hive.lease),
         admin_blueprint(hive.facts.request_shutdown),

@@ -24,6 +24,7 @@ from rbee.models.conversion_lock import OnProgress
 from rbee.models.ct2_layout import Layout
 from rbee.models.decoder_pass import DecoderPass, Observation
 from rbee.models.gguf_file import Float32, GgufFile
+from rbee.models.numpy_threads import Each, numpy_threads
 from rbee.models.smoothing_sites import Site, scaled
 
 EXPONENTS = tuple((alpha, beta) for alpha in (0.3, 0.45, 0.6, 0.75, 0.9) for beta in (0.0, 0.2, 0.4))
@@ -59,16 +60,16 @@ def smooth(
     """
     result = Smoothing(layout)
 
-    def observe(seen: Observation) -> None:
-        chosen = choose_factors(seen)
+    def observe(seen: Observation, each: Each) -> None:
+        chosen = choose_factors(seen, each)
         if chosen is not None:
             result.exponents.setdefault(seen.site.kind.value, []).append(chosen[0])
             result.layout = scaled(result.layout, seen.site, chosen[1], INT8_LIMIT)
 
     total = layout.settings.layers
     on_progress(0, total)
-    with np.errstate(over="ignore", invalid="ignore"):
-        calibration = DecoderPass(gguf, layout, texts, observe)
+    with numpy_threads() as each:
+        calibration = DecoderPass(gguf, layout, texts, lambda seen: observe(seen, each), each)
         for layer in calibration.layers():
             # The last layer is done when the projection is.
             if layer + 1 < total:
@@ -78,7 +79,7 @@ def smooth(
     return result
 
 
-def choose_factors(seen: Observation) -> tuple[tuple[float, float], Float32] | None:
+def choose_factors(seen: Observation, each: Each = map) -> tuple[tuple[float, float], Float32] | None:
     """The best exponents of a site with its factors; None where there is nothing finite to choose by."""
     weights = _Weights.of(seen.weights, seen.site, seen.activations.shape[1])
     sizes = np.sqrt(np.mean(np.square(seen.activations), axis=1, keepdims=True))
@@ -94,12 +95,13 @@ def choose_factors(seen: Observation) -> tuple[tuple[float, float], Float32] | N
     else:
         # What is added to a residual matters as much as it changes that.
         power = np.square(seen.residual[sample]).sum(axis=1)
-    found = []
-    for alpha, beta in EXPONENTS:
-        factors = _factors(channels, columns, alpha, beta)
+
+    def tried(exponents: tuple[float, float]) -> tuple[float, tuple[float, float], Float32]:
+        factors = _factors(channels, columns, *exponents)
         expected = weights.expected_error(activations, power, seen.site.to_columns(factors))
-        found.append((expected, (alpha, beta), factors))
-    _, exponents, factors = min(found, key=lambda entry: entry[0])
+        return expected, exponents, factors
+
+    _, exponents, factors = min(each(tried, EXPONENTS), key=lambda entry: entry[0])
     return exponents, factors
 
 

@@ -1,7 +1,7 @@
 """One conversion per result across processes: the second waits and shows the first one's progress.
 
-The lock is the kernel's (flock), so that it ends with its holder, however that ends. Beside it lies a note
-with the holder's pid, host, start and progress: for messages and for those who wait, never for a decision.
+Beside the lock lies a note with the holder's pid, host, start and progress: for messages and for those who
+wait, never for a decision.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from rbee.core.clock import utc_iso
+from rbee.models.locks import LOCKS_FOLDER, exclusive, unless_held
 
 OnProgress = Callable[[int, int], None]
 
-LOCKS_FOLDER = ".locks"
 _PARTIAL = ".partial"
-_POLL_S = 0.1
 _NOTE_EVERY_S = 0.2
 
 
@@ -59,49 +56,27 @@ def exclusive_conversion(
     goes backwards, even when the other process dies half-way and this one starts again. Left-overs of dead
     conversions are removed.
     """
-    locks = folder / LOCKS_FOLDER
-    locks.mkdir(parents=True, exist_ok=True)
-    note = locks / f"{key}.json"
+    note = _note(folder, key)
     forward = ConversionProgress(_forward_only(progress.converting), _forward_only(progress.calibrating))
-    lock = _lock(locks, key)
-    _acquire(lock, note, forward)
-    try:
-        _remove_leftovers(folder, key)
-        yield _noting(note, forward)
-    finally:
-        note.unlink(missing_ok=True)
-        lock.release()
+    with exclusive(_lock(folder, key), lambda: _show(note, forward)):
+        try:
+            _remove_leftovers(folder, key)
+            yield _noting(note, forward)
+        finally:
+            note.unlink(missing_ok=True)
 
 
 def conversion_owner(folder: Path, key: str) -> ConversionOwner | None:
     """The live holder of the lock of ``key``; None when nobody holds it, whatever a note says."""
-    locks = folder / LOCKS_FOLDER
-    if not (locks / f"{key}.lock").exists():
+    if not _lock(folder, key).exists():
         return None
-    lock = _lock(locks, key)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return _read(locks / f"{key}.json")
-    lock.release()
-    return None
+    with unless_converted(folder, key) as is_free:
+        return None if is_free else _read(_note(folder, key))
 
 
-@contextmanager
-def unless_converted(folder: Path, key: str) -> Iterator[bool]:
+def unless_converted(folder: Path, key: str) -> AbstractContextManager[bool]:
     """Whether no process makes the conversion of ``key``; if so, none begins meanwhile."""
-    locks = folder / LOCKS_FOLDER
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = _lock(locks, key)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    return unless_held(_lock(folder, key))
 
 
 def partial_folders(folder: Path) -> list[tuple[Path, str]]:
@@ -117,22 +92,20 @@ def partial_folder(folder: Path, key: str) -> Path:
     return path
 
 
-def _lock(locks: Path, key: str) -> FileLock:
-    return FileLock(locks / f"{key}.lock", thread_local=False)
+def _lock(folder: Path, key: str) -> Path:
+    return folder / LOCKS_FOLDER / f"{key}.lock"
 
 
-def _acquire(lock: FileLock, note: Path, forward: ConversionProgress) -> None:
-    while True:
-        try:
-            lock.acquire(timeout=_POLL_S, poll_interval=_POLL_S / 2)
-        except Timeout:
-            owner = _read(note)
-            if owner is not None and owner.layers_total:
-                forward.calibrating(owner.layers_done, owner.layers_total)
-            if owner is not None and owner.tensors_total:
-                forward.converting(owner.tensors_done, owner.tensors_total)
-        else:
-            return
+def _note(folder: Path, key: str) -> Path:
+    return folder / LOCKS_FOLDER / f"{key}.json"
+
+
+def _show(note: Path, forward: ConversionProgress) -> None:
+    owner = _read(note)
+    if owner is not None and owner.layers_total:
+        forward.calibrating(owner.layers_done, owner.layers_total)
+    if owner is not None and owner.tensors_total:
+        forward.converting(owner.tensors_done, owner.tensors_total)
 
 
 def _remove_leftovers(folder: Path, key: str) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
 from rbee.models.architectures import Activation, architecture_of
 from rbee.models.ct2_layout import EMBEDDINGS, PROJECTION, Layout
 from rbee.models.gguf_file import Float32, GgufFile
+from rbee.models.numpy_threads import Each
 from rbee.models.rope_scaling import Rope
 from rbee.models.smoothing_sites import (
     Site,
@@ -25,7 +26,7 @@ from rbee.models.smoothing_sites import (
     projection_site,
 )
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class DecoderPass:
     Args:
         texts: token ids of separate texts, each beginning at position 0.
         observe: called for every site, in order.
+        each: the map over independent pieces of work, which may run them at the same time.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class DecoderPass:
         layout: Layout,
         texts: Sequence[Sequence[int]],
         observe: Observe = lambda _observation: None,
+        each: Each = map,
     ) -> None:
-        self._gguf, self._layout, self._observe = gguf, layout, observe
+        self._gguf, self._layout, self._observe, self._each = gguf, layout, observe, each
         self._settings = layout.settings
         self._activate = _ACTIVATIONS[architecture_of(gguf).activation]
         self._interleaved = architecture_of(gguf).rotary_interleaved
@@ -106,12 +109,16 @@ class DecoderPass:
 
     def _read(self, site: Site, activations: Float32, residual: Float32 | None = None) -> list[Float32]:
         """What each reader of a site makes of its activations."""
-        matrices = [np.concatenate(list(self._blocks(name))) for name in site.readers]
-        self._observe(Observation(site, activations, matrices, residual))
-        return [
-            self._biased(name, activations @ matrix.T)
-            for name, matrix in zip(site.readers, matrices, strict=True)
-        ]
+        matrices = [list(self._each(lambda read: read(), self._readings(name))) for name in site.readers]
+        self._observe(Observation(site, activations, list(chain(*matrices)), residual))
+        products = (self._product(activations, blocks) for blocks in matrices)
+        return [self._biased(name, made) for name, made in zip(site.readers, products, strict=True)]
+
+    def _product(self, activations: Float32, blocks: Iterable[Float32]) -> Float32:
+        return np.concatenate(list(self._each(lambda block: activations @ block.T, blocks)), axis=1)
+
+    def _readings(self, name: str) -> Iterator[Callable[[], Float32]]:
+        return self._layout.weight(name).readings(self._gguf, BLOCK_BYTES)
 
     def _attention(self, layer: int, joined: Float32) -> Float32:
         s, prefix = self._settings, f"{layer_prefix(layer)}self_attention/"
@@ -125,8 +132,11 @@ class DecoderPass:
         if rope is not None:
             q, k = (rotate(x, rope, self._positions, interleaved=self._interleaved) for x in (q, k))
         mixed = np.empty_like(q)
-        for text in self._texts:
+
+        def attend(text: slice) -> None:
             _attend(q[text], k[text], v[text], s.attention_scale, mixed[text])
+
+        list(self._each(attend, self._texts))
         return mixed.reshape(-1, queries)
 
     def _biased(self, name: str, product: Float32) -> Float32:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rbee.models.ct2_layout import lay_out
 from rbee.models.decoder_pass import DecoderPass
 from rbee.models.gguf_file import GgufFile, read_gguf
+from rbee.models.numpy_threads import numpy_threads
 from rbee.models.sample_texts import SampleSet, digest_of, sample_ids
 from rbee.models.text import load_text_model
 
@@ -90,8 +91,8 @@ def _reference_logprobs(
     layout = lay_out(gguf)
     total = layout.settings.layers
     on_progress(0, total)
-    with np.errstate(over="ignore", invalid="ignore"):
-        forward = DecoderPass(gguf, layout, texts)
+    with numpy_threads() as each:
+        forward = DecoderPass(gguf, layout, texts, each=each)
         for layer in forward.layers():
             on_progress(layer + 1, total)
         normed, first = forward.finish(), 0

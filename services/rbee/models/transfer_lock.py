@@ -4,79 +4,59 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from rbee.models.locks import LOCKS_FOLDER, exclusive, unless_held
 from rbee.models.partial_file import observe
 from rbee.models.transfers import TransferListener
-
-LOCKS_FOLDER = ".locks"
-_POLL_S = 0.1
 
 
 @contextmanager
 def exclusive_transfer(
     models_dir: Path, targets: Sequence[Path], size_bytes: int | None, listener: TransferListener
 ) -> Iterator[None]:
-    """Hold the lock of a model's files; while another process holds it, report how they grow.
-
-    The lock is the kernel's (flock): it ends with its holder, however that ends.
-    """
-    lock = _lock(models_dir, targets[0])
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        _wait(lock, targets, size_bytes, listener)
-    try:
+    """Hold the lock of a model's files; while another process holds it, report how they grow."""
+    watch = _Watch(targets, size_bytes, listener)
+    with exclusive(_lock(models_dir, targets[0]), watch.look):
+        watch.conclude()
         yield
-    finally:
-        lock.release()
 
 
-@contextmanager
-def unless_transferred(models_dir: Path, target: Path) -> Iterator[bool]:
+def unless_transferred(models_dir: Path, target: Path) -> AbstractContextManager[bool]:
     """Whether no process transfers the model whose first file is ``target``; if so, none begins meanwhile."""
-    lock = _lock(models_dir, target)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    return unless_held(_lock(models_dir, target))
 
 
-def _lock(models_dir: Path, target: Path) -> FileLock:
-    folder = models_dir / LOCKS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+def _lock(models_dir: Path, target: Path) -> Path:
     name = hashlib.sha256(str(target.relative_to(models_dir)).encode()).hexdigest()[:32]
-    return FileLock(folder / f"{name}.lock", thread_local=False)
+    return models_dir / LOCKS_FOLDER / f"{name}.lock"
 
 
-def _wait(
-    lock: FileLock, targets: Sequence[Path], size_bytes: int | None, listener: TransferListener
-) -> None:
-    listener.narrate("model_download", f"Waiting for the download of {targets[0].name} by another process")
-    begun = False
-    while True:
-        try:
-            lock.acquire(timeout=_POLL_S, poll_interval=_POLL_S / 2)
-        except Timeout:
-            done, total = _observe(targets, size_bytes)
-            if done > 0:
-                if not begun:
-                    listener.begin(done)
-                    begun = True
-                listener.received(done, total)
-        else:
-            if begun and all(target.is_file() for target in targets):
-                size = sum(target.stat().st_size for target in targets)
-                listener.received(size, size)
-            return
+class _Watch:
+    """Tells a listener how the files of another process's transfer grow."""
+
+    def __init__(self, targets: Sequence[Path], size_bytes: int | None, listener: TransferListener) -> None:
+        self._targets, self._size_bytes, self._listener = targets, size_bytes, listener
+        self._has_narrated = self._has_begun = False
+
+    def look(self) -> None:
+        if not self._has_narrated:
+            self._has_narrated = True
+            name = self._targets[0].name
+            self._listener.narrate("model_download", f"Waiting for the download of {name} by another process")
+        done, total = _observe(self._targets, self._size_bytes)
+        if done > 0:
+            if not self._has_begun:
+                self._has_begun = True
+                self._listener.begin(done)
+            self._listener.received(done, total)
+
+    def conclude(self) -> None:
+        """The other process is done: what was begun here is told to its end, if the files are there."""
+        if self._has_begun and all(target.is_file() for target in self._targets):
+            size = sum(target.stat().st_size for target in self._targets)
+            self._listener.received(size, size)
 
 
 def _observe(targets: Sequence[Path], size_bytes: int | None) -> tuple[int, int | None]:

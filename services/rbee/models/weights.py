@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -51,16 +52,24 @@ class Weight:
 
     def blocks(self, gguf: GgufFile, block_bytes: int) -> Iterator[Float32]:
         """The weights in order as fresh float32 arrays of whole rows, about ``block_bytes`` each."""
+        return (read() for read in self.readings(gguf, block_bytes))
+
+    def readings(self, gguf: GgufFile, block_bytes: int) -> Iterator[Callable[[], Float32]]:
+        """What reads each of the ``blocks``, in order; they do not depend on each other."""
         columns = self.shape[1] if self.is_matrix else 1
         step = max(1, block_bytes // (4 * columns)) if self.is_matrix else self.shape[0]
         row = 0
         for part in self.parts:
             for start in range(part.start, part.stop, step):
                 stop = min(part.stop, start + step)
-                block = self._rows(gguf, part.tensor, start, stop)
-                self._scale(block, row)
-                yield block
+                yield partial(self._block, gguf, part.tensor, start, stop, row)
                 row += stop - start
+
+    def _block(self, gguf: GgufFile, tensor: str | None, start: int, stop: int, row: int) -> Float32:
+        """Rows ``start`` to ``stop`` of a tensor, which are those from ``row`` of this weight."""
+        block = self._rows(gguf, tensor, start, stop)
+        self._scale(block, row)
+        return block
 
     def row(self, gguf: GgufFile, index: int) -> Float32:
         """One row of a matrix."""

@@ -1,4 +1,4 @@
-"""The models of this node over HTTP: list, download, follow a download, remove, show, verify, prune."""
+"""The models of this node over HTTP: list, download, follow, remove, show, verify, measure, prune."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from rbee.core.errors import InvalidRequest, RbeeError
 from rbee.core.events import encode_event
 from rbee.core.references import ModelRef, parse_model_ref
 from rbee.core.schemas import ModelBody, PruneBody, VerifyBody
+from rbee.core.settings import Settings
+from rbee.hive.devices import CPU, MIB, Devices
+from rbee.hive.local_models import LocalModel, plan_conversion
 from rbee.hive.models import ModelStore
+from rbee.hive.shared_work import OnEvent, WireEvent
+from rbee.hive.threads import in_thread
 from rbee.hive.upkeep import ModelUpkeep
 from rbee.web.app import read_body
 from rbee.web.sse import Emitter, OpenStreams
@@ -21,9 +26,34 @@ def models_blueprint(
     upkeep: ModelUpkeep,
     streams: OpenStreams,
     in_use: Callable[[ModelRef], list[str]],
+    devices: Devices,
+    settings: Settings,
 ) -> flask.Blueprint:
     """The routes; ``in_use`` gives the ids of the workers that have a model."""
     routes = flask.Blueprint("models", __name__)
+
+    def follow(work: Callable[[OnEvent], dict[str, str]]) -> flask.Response:
+        """A stream of what ``work`` tells, ended by ``complete`` with what it returns, or by its error."""
+
+        def produce(emitter: Emitter) -> None:
+            def tell(event: WireEvent) -> None:
+                # Progress is unnamed in these streams, as the figures carry their stage.
+                emitter.event(event["data"], None if event["event"] == "progress" else event["event"])
+
+            try:
+                result = work(tell)
+            except RbeeError as error:
+                emitter.conclude(encode_event({"stage": "error", **error.envelope()}))
+            else:
+                emitter.conclude(encode_event({"stage": "complete", **result}))
+
+        return streams.respond(produce, must_conclude=True)
+
+    def compute_type(local: LocalModel) -> str:
+        """What a worker on this node's CPU would load."""
+        memory_bytes = devices.look().ram_available_mb * MIB
+        setting, models_dir = settings.worker.compute_type, settings.models_dir
+        return in_thread(lambda: plan_conversion(local, models_dir, setting, CPU, memory_bytes)).compute_type
 
     @routes.get("/v1/models")
     def models() -> flask.Response:
@@ -43,19 +73,12 @@ def models_blueprint(
             raise InvalidRequest([{"field": "id", "constraint": "required", "message": "id is required"}])
         followed = store.download(download_id[:64])
 
-        def produce(emitter: Emitter) -> None:
+        def work(tell: OnEvent) -> dict[str, str]:
             for event in followed.events():
-                # Progress is unnamed in this stream, as the figures carry their stage.
-                name = None if event["event"] == "progress" else event["event"]
-                emitter.event(event["data"], name)
-            try:
-                local = followed.wait()
-            except RbeeError as error:
-                emitter.conclude(encode_event({"stage": "error", **error.envelope()}))
-            else:
-                emitter.conclude(encode_event({"stage": "complete", "local_path": str(local.path)}))
+                tell(event)
+            return {"local_path": str(followed.wait().path)}
 
-        return streams.respond(produce, must_conclude=True)
+        return follow(work)
 
     @routes.post("/v1/models/remove")
     def remove() -> flask.Response:
@@ -74,15 +97,21 @@ def models_blueprint(
         if ref is not None:
             upkeep.require(ref)
 
-        def produce(emitter: Emitter) -> None:
-            try:
-                upkeep.verify(ref, lambda event: emitter.event(event["data"]))
-            except RbeeError as error:
-                emitter.conclude(encode_event({"stage": "error", **error.envelope()}))
-            else:
-                emitter.conclude(encode_event({"stage": "complete"}))
+        def work(tell: OnEvent) -> dict[str, str]:
+            upkeep.verify(ref, tell)
+            return {}
 
-        return streams.respond(produce, must_conclude=True)
+        return follow(work)
+
+    @routes.post("/v1/models/quality")
+    def quality() -> flask.Response:
+        ref = parse_model_ref(read_body(ModelBody).model_ref)
+
+        def work(tell: OnEvent) -> dict[str, str]:
+            store.measure_quality(ref, compute_type, tell)
+            return {}
+
+        return follow(work)
 
     @routes.post("/v1/models/prune")
     def prune() -> flask.Response:
