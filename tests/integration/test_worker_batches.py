@@ -116,6 +116,19 @@ def test_cancelling_one_stream_leaves_the_others_as_they_are(worker: WorkerProce
     assert [streams[0].ended().text, streams[2].ended().text] == [whole, whole]
 
 
+def test_a_client_that_vanishes_frees_its_slot_and_leaves_the_others_as_they_are(
+    worker: WorkerProcess,
+) -> None:
+    whole = worker.text(prompt=STORY, max_tokens=60, temperature=0)
+    streams = [Stream(worker, prompt=STORY, max_tokens=60) for _ in range(2)]
+    body = {"prompt": STORY, "max_tokens": 60, "temperature": 0}
+    with worker.client.stream("POST", "/v1/inference", body=body) as leaving:
+        next(event for event in leaving if '"token"' in event.data)
+        assert worker.health()["active_requests"] == 3
+    wait_until(lambda: worker.health()["active_requests"] == 2, 5, "the slot of the client that left")
+    assert [stream.ended().text for stream in streams] == [whole, whole]
+
+
 def test_a_short_answer_frees_its_slot_before_the_long_ones_of_its_batch(worker: WorkerProcess) -> None:
     long = [Stream(worker, prompt=STORY, max_tokens=80) for _ in range(SLOTS - 1)]
     short = Stream(worker, prompt=STORY, max_tokens=2).ended()

@@ -21,6 +21,7 @@ class FakeRun:
 
     def __init__(self, on_stopped: Callable[[], None]) -> None:
         self.reloads_model = False
+        self.is_waiting = False
         self.is_cancelled = False
         self.made = 0
         """Tokens the engine has made, delivered or not."""
@@ -40,6 +41,9 @@ class FakeRun:
         if isinstance(item, RbeeError):
             raise item
         return None if self._has_ended else item
+
+    def wait_begun(self, timeout_s: float) -> bool:  # noqa: ARG002 (it begins at once)
+        return True
 
     def cancel(self) -> None:
         self.is_cancelled = True

@@ -19,6 +19,8 @@ from rbee.worker.ports import Decoding, Engine, Run, TextModel
 from rbee.worker.slots import Slot
 
 NARRATE_EVERY_TOKENS = 10
+_LOOK_S = 0.5
+"""How often a request that the engine has not begun is looked at."""
 # How long a stream waits for the engine to let go before its last event; a token takes less.
 _STOP_GRACE_S = 2.0
 
@@ -110,6 +112,7 @@ class Inference:
             emitter, "ct2-backend", "inference_start", f"Generating up to {self._request.max_tokens} tokens"
         )
         answer = AnswerText(self._text.decoder(), self._request.stop)
+        self._await_turn(run, emitter, started)
         for index, text in enumerate(self._texts(run, answer, started)):
             emitter.event({"token": text, "index": index})
             if (index + 1) % NARRATE_EVERY_TOKENS == 0:
@@ -133,6 +136,20 @@ class Inference:
         )
         self._run = self._place.engine.start([tokens[i] for i in self._prompt], decoding, self._release)
         return self._run
+
+    def _await_turn(self, run: Run, emitter: Emitter, started: float) -> None:
+        """Wait until the engine has begun, so that the time is no stall; the client is told if it takes long.
+
+        Raises:
+            RequestTimeout
+        """
+        is_told, limit = False, self._request.timeout_seconds
+        while run.is_waiting and not run.wait_begun(_LOOK_S):
+            if time.monotonic() >= started + limit:
+                raise RequestTimeout(limit, 0)
+            if not is_told:
+                is_told = True
+                self._narrate(emitter, "ct2-backend", "queued", "Waiting for the engine, which serves others")
 
     def _texts(self, run: Run, answer: AnswerText, started: float) -> Iterator[str]:
         """The texts of the token events, until the answer ends."""

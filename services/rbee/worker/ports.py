@@ -39,6 +39,10 @@ class Run(Protocol):
     reloads_model: bool
     """Whether the model is loaded again first, so that a seed takes effect."""
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the engine has not begun it: others are served first."""
+
     def next_token(self, timeout_s: float) -> int | None:
         """The next token's id; None when the generation has ended or was cancelled.
 
@@ -46,6 +50,9 @@ class Run(Protocol):
             TimeoutError: none came within ``timeout_s``; the generation goes on.
             RbeeError: the engine failed.
         """
+
+    def wait_begun(self, timeout_s: float) -> bool:
+        """Wait until the engine has begun it, or it is over; False when it waits longer."""
 
     def cancel(self) -> None:
         """Have the engine stop before its next token; ``next_token`` gives None from now on."""

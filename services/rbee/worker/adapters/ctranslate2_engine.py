@@ -179,6 +179,7 @@ class CTranslate2Engine:
             else:
                 with self._turns.shared(lambda: _all_cancelled(runs)):
                     self._has_sampled |= self._samples(decoding)
+                    _begin(runs)
                     self._native.call(self._generate, runs)
         except GaveUp:
             pass
@@ -194,6 +195,7 @@ class CTranslate2Engine:
         """Start with fresh random generators, then let others in."""
         decoding = runs[0].decoding
         with self._turns.alone(lambda: _all_cancelled(runs)) as let_others_in:
+            _begin(runs)
             if self._needs_new_generator(decoding):
                 self._native.call(self._rebuild)
             self._seed(decoding.seed)
@@ -305,6 +307,11 @@ class CTranslate2Engine:
         # The engine asked for more than there was; how much more it does not say.
         required = max(math.ceil(estimate_bytes / MB), available + 1)
         return MemoryExhausted(required, available, "vram" if self._device == "cuda" else "ram")
+
+
+def _begin(runs: list[CTranslate2Run]) -> None:
+    for run in runs:
+        run.begins()
 
 
 def _all_cancelled(runs: list[CTranslate2Run]) -> bool:

@@ -19,6 +19,7 @@ class CTranslate2Run:
         self.prompt = list(prompt)
         self.decoding = decoding
         self.reloads_model = False
+        self._begun = Event()
         self.is_cancelled = False
         self._stop_token_ids = decoding.stop_token_ids
         self._made = 0
@@ -49,11 +50,23 @@ class CTranslate2Run:
         if not self.is_cancelled:
             self.is_cancelled = True
             self._tokens.put(None)
+            self._begun.set()
             if self._when_cancelled is not None:
                 self._when_cancelled()
 
     def wait_stopped(self, timeout_s: float) -> bool:
         return bool(self._stopped.wait(timeout_s))
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self._begun.is_set()
+
+    def wait_begun(self, timeout_s: float) -> bool:
+        return bool(self._begun.wait(timeout_s))
+
+    def begins(self) -> None:
+        """The engine turns to this run now."""
+        self._begun.set()
 
     def when_stopped(self, observer: Callable[[], None]) -> None:
         """Have ``observer``, which must not block or raise, called once: when the engine has let go."""
@@ -84,6 +97,7 @@ class CTranslate2Run:
         if self._stopped.is_set():
             return
         self._tokens.put(error)
+        self._begun.set()
         self._stopped.set()
         for observer in self._when_stopped:
             observer()
