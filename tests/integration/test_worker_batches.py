@@ -41,8 +41,7 @@ def worker(
 @pytest.fixture(autouse=True)
 def _idle_afterwards(worker: WorkerProcess) -> Iterator[None]:
     yield
-    worker.wait_state("idle")
-    assert worker.health()["slots_available"] == SLOTS
+    wait_until(lambda: worker.health()["slots_available"] == SLOTS, 30, "all slots free")
 
 
 class Stream(threading.Thread):
