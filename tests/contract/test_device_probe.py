@@ -254,6 +254,8 @@ def engine_counting(monkeypatch: pytest.MonkeyPatch, folder: Path, count: int | 
         f"    return {count}\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(folder))
+    # One that is written twice within a second would be taken from its bytecode.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     return lambda: len(asked.read_text()) if asked.exists() else 0
 
 

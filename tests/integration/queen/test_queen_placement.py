@@ -210,8 +210,9 @@ def test_a_task_does_not_wait_for_a_busy_worker_while_another_node_is_free(queen
     requests.post(f"{queen.url}/v2/nodes/free/cordon", json={}, timeout=5)
     task = OpenTask(queen.url, {"prompt": "hi", "model": MODEL, "busy_retries": 10})
     task.read_until("retrying in")
-    requests.post(f"{queen.url}/v2/nodes/busy/cordon", json={}, timeout=5)
+    # In this order: a try in between must find a node.
     requests.post(f"{queen.url}/v2/nodes/free/uncordon", json={}, timeout=5)
+    requests.post(f"{queen.url}/v2/nodes/busy/cordon", json={}, timeout=5)
     answer = task.read_to_end()
     assert answer.terminal["done"] is True, answer.events
     assert [event["node"] for event in answer.named("started")] == ["free"]

@@ -165,7 +165,9 @@ class CTranslate2Engine:
 
     def unload(self) -> None:
         self._is_loaded = False
-        self._native.call(self._drop)
+        # A run is over at its last token; the library needs a moment longer, with the generator in its hands.
+        with self._turns.alone(lambda: False):
+            self._native.call(self._drop)
 
     def _execute(self, runs: list[CTranslate2Run]) -> None:
         for run in runs:
