@@ -102,6 +102,7 @@ class Pool(Section):
 class Worker(Section):
     max_parallel_requests: Slots | Literal["auto"] = 1
     batch_lengths: Literal["near", "equal"] = "near"
+    prefix_cache_mb: int = Field(default=256, ge=0, le=1_048_576)
     context_tokens: int = Field(default=2048, ge=16, le=1_048_576)
     compute_type: ComputeType = "auto"
 

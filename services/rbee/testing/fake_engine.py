@@ -21,6 +21,7 @@ class FakeRun:
 
     def __init__(self, on_stopped: Callable[[], None]) -> None:
         self.reloads_model = False
+        self.reused_tokens = 0
         self.is_waiting = False
         self.is_cancelled = False
         self.made = 0
@@ -100,7 +101,13 @@ class FakeEngine:
             on_progress(LoadProgress(layer, LAYERS, layer * LAYER_BYTES))
         self.is_loaded, self.memory_bytes = True, LAYERS * LAYER_BYTES
 
-    def start(self, prompt: Sequence[str], decoding: Decoding, on_stopped: Callable[[], None]) -> FakeRun:
+    def start(
+        self,
+        prompt: Sequence[str],
+        decoding: Decoding,
+        on_stopped: Callable[[], None],
+        prefix_tokens: int = 0,  # noqa: ARG002 (nothing is kept)
+    ) -> FakeRun:
         run = FakeRun(on_stopped)
         self.runs.append(run)
         gevent.spawn(self._execute, run, list(prompt), decoding)

@@ -8,7 +8,7 @@ from three costs, which differ between devices.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -48,29 +48,57 @@ class Candidate:
     """Only requests of one kind can share a batch: the engine has one set of sampling parameters for it."""
     is_alone: bool = False
     """Whether it has to have a batch of its own."""
+    prefix: Hashable = None
+    """The beginning of the prompt, if others can have it: a batch of one prefix reads it at most once."""
+    prefix_tokens: int = 0
 
     @property
     def expected_tokens(self) -> int:
         return min(self.max_tokens, _EXPECTED_TOKENS)
 
 
-def next_batch(waiting: Sequence[Candidate], costs: Costs, lanes: int) -> list[Candidate]:
+def next_batch(
+    waiting: Sequence[Candidate], costs: Costs, lanes: int, kept: Container[Hashable] = ()
+) -> list[Candidate]:
     """Those that should run now, the one that has waited longest among them.
 
     Args:
         waiting: at least one, in order of arrival.
         lanes: how many batches can begin now; the work is shared out among them.
+        kept: the prefixes that the engine need not read.
     """
     oldest = waiting[0]
     if oldest.is_alone:
         return [oldest]
     alike = [each for each in waiting if each.kind == oldest.kind and not each.is_alone]
-    # Those of other kinds need a lane as well.
-    lanes = max(1, lanes - len({each.kind for each in waiting} - {oldest.kind}))
-    for group in share_out(partition(alike, costs), costs, lanes):
+    pools = pools_of(alike, costs, kept)
+    mine = next(pool for pool in pools if oldest in pool)
+    # Those of other kinds need a lane as well, and so do those of another prefix.
+    others = len({each.kind for each in waiting} - {oldest.kind}) + len(pools) - 1
+    for group in share_out(partition(mine, costs), costs, max(1, lanes - others)):
         if oldest in group:
             return group
     raise AssertionError("a group was lost")
+
+
+def pools_of(
+    candidates: Sequence[Candidate], costs: Costs, kept: Container[Hashable]
+) -> list[list[Candidate]]:
+    """All together, or apart by their prefixes, if what is not read then is more than larger batches save."""
+    by_prefix: dict[Hashable, list[Candidate]] = {}
+    for each in candidates:
+        by_prefix.setdefault(each.prefix, []).append(each)
+    together, apart = list(candidates), list(by_prefix.values())
+    saved = sum(
+        pool[0].prefix_tokens * (len(pool) if prefix in kept else len(pool) - 1)
+        for prefix, pool in by_prefix.items()
+        if prefix is not None
+    )
+    if len(apart) == 1 or saved == 0:
+        return [together]
+    price = sum(batch_cost(group, costs) for pool in apart for group in partition(pool, costs))
+    price_together = sum(batch_cost(group, costs) for group in partition(together, costs))
+    return apart if price - saved < price_together else [together]
 
 
 def partition(candidates: Sequence[Candidate], costs: Costs) -> list[list[Candidate]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rbee.core.cores import usable_cores
 from rbee.core.settings import Settings
 from rbee.worker.adapters.ctranslate2_engine import CTranslate2Engine
+from rbee.worker.adapters.engine_memory import MB
 
 
 def start_engine(
@@ -30,6 +31,7 @@ def start_engine(
         slots=slots_of(settings),
         visible_devices=visible_devices,
         equal_lengths=settings.worker.batch_lengths == "equal",
+        prefix_bytes=settings.worker.prefix_cache_mb * MB,
         cores=usable_cores(stated_cores),
     )
     engine.begin_loading()

@@ -16,6 +16,7 @@ from rbee.worker.answer_text import AnswerText
 from rbee.worker.metrics import Metrics, Outcome
 from rbee.worker.narration import log_narration
 from rbee.worker.ports import Decoding, Engine, Run, TextModel
+from rbee.worker.prefixes import shared_beginning
 from rbee.worker.slots import Slot
 
 NARRATE_EVERY_TOKENS = 10
@@ -113,6 +114,7 @@ class Inference:
         )
         answer = AnswerText(self._text.decoder(), self._request.stop)
         self._await_turn(run, emitter, started)
+        self._place.metrics.tokens_reused.inc(run.reused_tokens)
         for index, text in enumerate(self._texts(run, answer, started)):
             emitter.event({"token": text, "index": index})
             if (index + 1) % NARRATE_EVERY_TOKENS == 0:
@@ -134,7 +136,12 @@ class Inference:
             seed=request.seed,
             stop_token_ids=self._text.stop_token_ids,
         )
-        self._run = self._place.engine.start([tokens[i] for i in self._prompt], decoding, self._release)
+        self._run = self._place.engine.start(
+            [tokens[i] for i in self._prompt],
+            decoding,
+            self._release,
+            shared_beginning(self._prompt, self._text.stop_token_ids),
+        )
         return self._run
 
     def _await_turn(self, run: Run, emitter: Emitter, started: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -46,10 +46,16 @@ class Lanes(Generic[T]):
     """Runs jobs through ``run_batch``, which is called with one batch in a greenlet of its own.
 
     All methods are for greenlets of one thread and none blocks.
+
+    Args:
+        kept: the prefixes that the engine need not read.
     """
 
-    def __init__(self, plan: LanePlan, run_batch: Callable[[list[T]], None]) -> None:
+    def __init__(
+        self, plan: LanePlan, run_batch: Callable[[list[T]], None], kept: Container[Hashable] = ()
+    ) -> None:
         self._plan = plan
+        self._kept = kept
         self._run_batch = run_batch
         self._waiting: list[Waiting[T]] = []
         self._running = 0
@@ -58,6 +64,11 @@ class Lanes(Generic[T]):
         """Jobs of theirs that have not ended."""
         self._changed = Event()
         self._dispatcher: gevent.Greenlet | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self._running and not self._waiting
 
     def add(self, job: T, candidate: Candidate) -> Waiting[T]:
         """Have ``job`` run as soon as there is room."""
@@ -91,7 +102,8 @@ class Lanes(Generic[T]):
         self._dispatcher = None
 
     def _send(self, lanes: int) -> None:
-        chosen = next_batch([each.candidate for each in self._waiting], self._plan.costs, max(1, lanes))
+        candidates = [each.candidate for each in self._waiting]
+        chosen = next_batch(candidates, self._plan.costs, max(1, lanes), self._kept)
         batch = [each for each in self._waiting if each.candidate in chosen]
         self._waiting = [each for each in self._waiting if each.candidate not in chosen]
         self._running += 1

@@ -42,6 +42,11 @@ class Metrics:
             "rbee_worker_requests_total", "Inference requests, by outcome", ["outcome"], registry=registry
         )
         self.tokens_in = Counter("rbee_worker_tokens_in_total", "Prompt tokens accepted", registry=registry)
+        self.tokens_reused = Counter(
+            "rbee_worker_tokens_reused_total",
+            "Prompt tokens whose state was kept from an earlier request",
+            registry=registry,
+        )
         self.tokens_generated = Counter(
             "rbee_worker_tokens_generated_total", "Tokens taken from the engine", registry=registry
         )

@@ -38,6 +38,8 @@ class Run(Protocol):
 
     reloads_model: bool
     """Whether the model is loaded again first, so that a seed takes effect."""
+    reused_tokens: int
+    """Tokens of the prompt whose state the engine had kept; known once it has begun."""
 
     @property
     def is_waiting(self) -> bool:
@@ -82,9 +84,16 @@ class Engine(Protocol):
             RbeeError: the model cannot be loaded.
         """
 
-    def start(self, prompt: Sequence[str], decoding: Decoding, on_stopped: Callable[[], None]) -> Run:
+    def start(
+        self,
+        prompt: Sequence[str],
+        decoding: Decoding,
+        on_stopped: Callable[[], None],
+        prefix_tokens: int = 0,
+    ) -> Run:
         """Begin a generation that continues ``prompt`` (the engine's token strings, at least one).
 
+        Other prompts may begin with the same ``prefix_tokens`` tokens, so that their state is worth keeping.
         ``on_stopped`` is called once, when the engine has let go of the run, however it ended; it must not
         block or raise.
         """

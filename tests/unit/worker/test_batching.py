@@ -24,6 +24,8 @@ candidates = st.builds(
     max_tokens=st.integers(1, 500),
     kind=st.sampled_from(["greedy", "warm"]),
     is_alone=st.booleans(),
+    prefix=st.sampled_from([None, "a", "b"]),
+    prefix_tokens=st.integers(0, 900),
 )
 queues = st.lists(candidates, min_size=1, max_size=24)
 some_costs = st.builds(Costs, step=st.floats(0.1, 100), member=st.floats(0.1, 10), feeding=st.floats(0, 1000))
@@ -63,6 +65,47 @@ def test_the_longer_the_answers_the_more_a_common_batch_is_worth() -> None:
 
 def test_kinds_do_not_mix_and_each_gets_a_lane() -> None:
     waiting = [*prompts(40, 40, 40, 40), Candidate(40, 64, "warm")]
+    assert len(next_batch(waiting, CPU_COSTS, 2)) == 4
+    assert len(next_batch(waiting, CPU_COSTS, 3)) == 2
+
+
+def sharing(
+    prefix: str | None, count: int, prefix_tokens: int = 300, max_tokens: int = 64
+) -> list[Candidate]:
+    return [
+        Candidate(prefix_tokens + 20, max_tokens, "greedy", prefix=prefix, prefix_tokens=prefix_tokens)
+        for _ in range(count)
+    ]
+
+
+def prefixes(batch: list[Candidate]) -> list[str]:
+    return sorted(str(each.prefix) for each in batch)
+
+
+def test_a_long_common_beginning_is_worth_a_batch_of_its_own() -> None:
+    waiting = [*sharing("a", 3), *sharing("b", 3)]
+    assert prefixes(next_batch(waiting, CPU_COSTS, 1)) == ["a"] * 3
+    assert prefixes(next_batch(waiting[3:], CPU_COSTS, 1)) == ["b"] * 3
+
+
+def test_different_beginnings_do_not_keep_requests_apart() -> None:
+    waiting = [*sharing("a", 1), *sharing("b", 1), *sharing(None, 1)]
+    assert prefixes(next_batch(waiting, CPU_COSTS, 1)) == ["None", "a", "b"]
+
+
+def test_a_short_common_beginning_does_not_keep_requests_apart() -> None:
+    waiting = [*sharing("a", 2, 20, 256), *sharing("b", 2, 20, 256)]
+    assert prefixes(next_batch(waiting, CPU_COSTS, 1)) == ["a", "a", "b", "b"]
+
+
+def test_a_beginning_that_the_engine_has_kept_saves_even_more() -> None:
+    waiting = [*sharing("a", 1, 700), *sharing("b", 1, 700)]
+    assert prefixes(next_batch(waiting, CPU_COSTS, 1)) == ["a", "b"]
+    assert prefixes(next_batch(waiting, CPU_COSTS, 1, {"a"})) == ["a"]
+
+
+def test_requests_of_another_beginning_get_a_lane_as_well() -> None:
+    waiting = [*sharing("a", 4), *sharing("b", 4)]
     assert len(next_batch(waiting, CPU_COSTS, 2)) == 4
     assert len(next_batch(waiting, CPU_COSTS, 3)) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -26,10 +27,15 @@ from rbee.worker.batching import CPU_COSTS, CUDA_COSTS, Candidate
 from rbee.worker.lanes import LanePlan, Lanes
 from rbee.worker.native import NativeThreads, Pending
 from rbee.worker.ports import Decoding, LoadProgress
+from rbee.worker.prefixes import KeptPrefixes, Prefix
 
 # What pybind11 makes of C++ exceptions: std::exception, invalid_argument, out_of_range, overflow, bad_alloc.
 _ENGINE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, OSError)
 _POSITION_POLL_S = 0.02
+_SHORTEST_REST = 2
+"""Beside a rest of one token the library gives what longer ones have more as if it were generated."""
+_QUIET_S = 30.0
+"""How long nothing may have run before the model is loaded anew to let go of kept prefixes."""
 # The library takes this value for "a random seed in every thread".
 _RANDOM_SEED = 2**32 - 1
 _CPU_LANES = 2
@@ -51,6 +57,7 @@ class CTranslate2Engine:
         slots: runs that may be under way at once.
         cores: processor cores that it may use.
         equal_lengths: whether only prompts of equal length share a batch.
+        prefix_bytes: how much memory the state of shared beginnings of prompts may take.
         visible_devices: the value of CUDA_VISIBLE_DEVICES.
 
     The library's threads take up a seed when they sample for the first time, never again. So a request with a
@@ -69,6 +76,7 @@ class CTranslate2Engine:
         slots: int,
         cores: int,
         equal_lengths: bool = False,
+        prefix_bytes: int = 0,
         visible_devices: str | None = None,
     ) -> None:
         self._folder = folder
@@ -83,7 +91,11 @@ class CTranslate2Engine:
         self._native = NativeThreads(slots + 2)
         self._turns = Turns()
         plan = LanePlan(slots, usual, CPU_COSTS if device == "cpu" else CUDA_COSTS)
-        self._lanes: Lanes[CTranslate2Run] = Lanes(plan, self._execute)
+        self._prefixes = KeptPrefixes(
+            prefix_bytes, lambda: available_bytes(device, device_index, visible_devices)
+        )
+        self._lanes: Lanes[CTranslate2Run] = Lanes(plan, self._execute, self._prefixes)
+        self._starting_over: gevent.Greenlet | None = None
         self._loop = gevent.get_hub().loop
         self._generator: Any = None
         self._layout: ModelFile | None = None
@@ -146,14 +158,22 @@ class CTranslate2Engine:
         report(len(ends))
 
     def start(
-        self, prompt: Sequence[str], decoding: Decoding, on_stopped: Callable[[], None]
+        self,
+        prompt: Sequence[str],
+        decoding: Decoding,
+        on_stopped: Callable[[], None],
+        prefix_tokens: int = 0,
     ) -> CTranslate2Run:
-        run = CTranslate2Run(prompt, decoding)
+        if len(prompt) - prefix_tokens < _SHORTEST_REST:
+            prefix_tokens = 0
+        run = CTranslate2Run(prompt, decoding, prefix_tokens)
         run.when_stopped(on_stopped)
         run.reloads_model = self._needs_new_generator(decoding)
         # An empty prompt fails, and would take a batch with it.
         is_alone = not prompt or (self._samples(decoding) and decoding.seed is not None)
-        candidate = Candidate(len(prompt), decoding.max_tokens, self._kind(len(prompt), decoding), is_alone)
+        candidate = Candidate(
+            len(prompt), decoding.max_tokens, self._kind(run), is_alone, run.prefix, prefix_tokens
+        )
         waiting = self._lanes.add(run, candidate)
 
         def withdraw() -> None:
@@ -165,6 +185,8 @@ class CTranslate2Engine:
 
     def unload(self) -> None:
         self._is_loaded = False
+        if self._starting_over is not None:
+            self._starting_over.kill()
         # A run is over at its last token; the library needs a moment longer, with the generator in its hands.
         with self._turns.alone(lambda: False):
             self._native.call(self._drop)
@@ -172,17 +194,18 @@ class CTranslate2Engine:
     def _execute(self, runs: list[CTranslate2Run]) -> None:
         for run in runs:
             run.when_stopped(self._lanes.finished)
+        prefix, keeps = self._choose_prefix(runs)
         # Until a run has come to its end: whatever cuts it short must not look like a complete answer.
         failure: RbeeError = InferenceFailed(self._worker_id, "the engine stopped unexpectedly")
         decoding = runs[0].decoding
         try:
             if self._samples(decoding) and (decoding.seed is not None or self._is_seeded):
-                self._execute_alone(runs)
+                self._execute_alone(runs, prefix, keeps)
             else:
                 with self._turns.shared(lambda: _all_cancelled(runs)):
                     self._has_sampled |= self._samples(decoding)
                     _begin(runs)
-                    self._native.call(self._generate, runs)
+                    self._native.call(self._generate, runs, prefix, keeps)
         except GaveUp:
             pass
         except RbeeError as error:
@@ -192,8 +215,33 @@ class CTranslate2Engine:
         finally:
             for run in runs:
                 run.stopped(None if run.is_complete else failure)
+            self._start_over_when_quiet()
 
-    def _execute_alone(self, runs: list[CTranslate2Run]) -> None:
+    def _choose_prefix(self, runs: list[CTranslate2Run]) -> tuple[Prefix | None, bool]:
+        """The prefix all of a batch have in common, and whether the engine keeps its state."""
+        prefix = runs[0].prefix
+        if prefix is None or any(run.prefix != prefix for run in runs):
+            return None, False
+        if prefix in self._prefixes:
+            for run in runs:
+                run.reused_tokens = len(prefix)
+        size = self._layout.cache_bytes_per_token() * len(prefix) if self._layout else 0
+        return prefix, size > 0 and self._prefixes.keep(prefix, size)
+
+    def _start_over_when_quiet(self) -> None:
+        """The library lets go of kept states only with the generator: make a new one while nobody waits."""
+        if self._starting_over is not None:
+            self._starting_over.kill(block=False)
+            self._starting_over = None
+        if self._prefixes.is_full and self._is_loaded:
+            self._starting_over = gevent.spawn_later(_QUIET_S, self._start_over)
+
+    def _start_over(self) -> None:
+        suppressed = contextlib.suppress(GaveUp, *_ENGINE_ERRORS)
+        with suppressed, self._turns.alone(lambda: not self._lanes.is_idle):
+            self._native.call(self._rebuild)
+
+    def _execute_alone(self, runs: list[CTranslate2Run], prefix: Prefix | None, keeps: bool) -> None:
         """Start with fresh random generators, then let others in."""
         decoding = runs[0].decoding
         with self._turns.alone(lambda: _all_cancelled(runs)) as let_others_in:
@@ -203,7 +251,7 @@ class CTranslate2Engine:
             self._seed(decoding.seed)
             self._has_sampled, self._is_seeded = True, decoding.seed is not None
             sampled = Event()
-            pending = self._native.begin(self._generate, runs, sampled.set)
+            pending = self._native.begin(self._generate, runs, prefix, keeps, sampled.set)
             pending.when_done(sampled.set)
             sampled.wait()
             # The seed was for this run; threads that sample for the first time from now on start at random.
@@ -226,14 +274,23 @@ class CTranslate2Engine:
 
         ctranslate2.set_random_seed(_RANDOM_SEED if seed is None else seed % _RANDOM_SEED)
 
-    def _kind(self, prompt_tokens: int, decoding: Decoding) -> Hashable:
+    def _kind(self, run: CTranslate2Run) -> Hashable:
         """What has to be equal in a batch: the engine takes one value for all."""
+        prompt_tokens, decoding = len(run.prompt), run.decoding
         how = (decoding.temperature, decoding.top_p, decoding.top_k) if self._samples(decoding) else None
         # Beside a prompt of one token the library gives the rest of the longer ones as if it were generated.
         length = prompt_tokens if self._equal_lengths or prompt_tokens < 2 else None
-        return length, how, decoding.repetition_penalty, decoding.stop_token_ids
+        # What is read in two parts is rounded otherwise.
+        prefix = run.prefix if self._equal_lengths else None
+        return length, prefix, how, decoding.repetition_penalty, decoding.stop_token_ids
 
-    def _generate(self, runs: list[CTranslate2Run], on_sampled: Callable[[], None] | None = None) -> None:
+    def _generate(
+        self,
+        runs: list[CTranslate2Run],
+        prefix: Prefix | None,
+        keeps: bool,
+        on_sampled: Callable[[], None] | None = None,
+    ) -> None:
         """Runs in a native thread until all runs have ended; ``on_sampled`` is for the event loop."""
         if self._generator is None:
             self._build()
@@ -249,7 +306,9 @@ class CTranslate2Engine:
             return runs[step.batch_id].on_step(step.token_id)
 
         self._generator.generate_batch(
-            [run.prompt for run in runs],
+            [run.prompt[len(prefix or ()) :] for run in runs],
+            static_prompt=list(prefix) if prefix else None,
+            cache_static_prompt=keeps,
             max_length=max(run.decoding.max_tokens for run in runs),
             include_prompt_in_result=False,
             end_token=sorted(decoding.stop_token_ids),
@@ -274,6 +333,7 @@ class CTranslate2Engine:
             intra_threads=self._threads_per_run,
         )
         self._has_sampled = self._is_seeded = False
+        self._prefixes.forget()
         self._effective_type = str(self._generator.compute_type)
         after = gpu_used_bytes(self._device_index, self._visible) if self._device == "cuda" else None
         if before is not None and after is not None and after > before:

@@ -15,10 +15,12 @@ from rbee.worker.ports import Decoding
 class CTranslate2Run:
     """Implements ``rbee.worker.ports.Run``."""
 
-    def __init__(self, prompt: Sequence[str], decoding: Decoding) -> None:
+    def __init__(self, prompt: Sequence[str], decoding: Decoding, prefix_tokens: int = 0) -> None:
         self.prompt = list(prompt)
+        self.prefix = tuple(self.prompt[:prefix_tokens]) or None
         self.decoding = decoding
         self.reloads_model = False
+        self.reused_tokens = 0
         self._begun = Event()
         self.is_cancelled = False
         self._stop_token_ids = decoding.stop_token_ids
