@@ -237,6 +237,8 @@ class CTranslate2Engine:
             self._starting_over = gevent.spawn_later(_QUIET_S, self._start_over)
 
     def _start_over(self) -> None:
+        # Nobody may end it from here on: the turn must last as long as the native thread's work.
+        self._starting_over = None
         suppressed = contextlib.suppress(GaveUp, *_ENGINE_ERRORS)
         with suppressed, self._turns.alone(lambda: not self._lanes.is_idle):
             self._native.call(self._rebuild)
