@@ -12,7 +12,17 @@ from pathlib import Path
 from bench.measuring import Goal, Table, goals_table, machine
 from bench.plot import plot_goals
 
-NAMES = ("startup", "relay", "decoding", "serving", "control_plane", "conversion", "quality", "download")
+NAMES = (
+    "startup",
+    "relay",
+    "decoding",
+    "serving",
+    "control_plane",
+    "growth",
+    "conversion",
+    "quality",
+    "download",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

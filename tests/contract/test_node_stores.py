@@ -11,7 +11,7 @@ from rbee.core.errors import NodeExists
 from rbee.queen.adapters.sqlite_nodes import SqliteNodes
 from rbee.queen.cordons import Cordon, Rollout
 from rbee.queen.ports import NodeStore
-from rbee.queen.registry import Node, NodeStatus
+from rbee.queen.registry import Contact, Node, NodeStatus
 from rbee.testing.fake_nodes import FakeNodes
 
 ALPHA = Node(
@@ -80,8 +80,17 @@ def test_a_contact_is_noted_and_nothing_else_changes(store: NodeStore) -> None:
     from dataclasses import replace
 
     store.add(ALPHA)
-    store.note_contact("alpha", NodeStatus.UNREACHABLE, 1_700_000_000, "Connection timeout")
-    store.note_contact("nobody", NodeStatus.REACHABLE, 1, None)
+    store.add(BETA)
+    store.note_contacts([])
+    assert store.all() == [ALPHA, BETA]
+    store.note_contacts(
+        [
+            Contact("alpha", NodeStatus.UNREACHABLE, 1_700_000_000, "Connection timeout"),
+            Contact("nobody", NodeStatus.REACHABLE, 1, None),
+            Contact("beta", NodeStatus.REACHABLE, 5, None),
+        ]
+    )
+    assert store.get("beta") == replace(BETA, status=NodeStatus.REACHABLE, last_connected_unix=5)
     assert store.get("alpha") == replace(
         ALPHA,
         status=NodeStatus.UNREACHABLE,
@@ -107,3 +116,16 @@ def test_there_is_one_roll_out_at_most(store: NodeStore) -> None:
     assert store.rollout() == Rollout("0.2.1", "noor", 1_700_000_001)
     store.set_rollout(None)
     assert store.rollout() is None
+
+
+def test_what_another_program_writes_is_seen(tmp_path: Path) -> None:
+    store = SqliteNodes(tmp_path / "beehives.db")
+    store.add(ALPHA)
+    assert store.all() == [ALPHA]
+    other = SqliteNodes(tmp_path / "beehives.db")
+    other.add(BETA)
+    assert store.all() == [ALPHA, BETA]
+    store.remove("alpha")
+    assert (store.get("alpha"), other.get("alpha")) == (None, None)
+    store.close()
+    other.close()

@@ -208,7 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"0\r\n\r\n")
         except OSError:
             self.script.client_gone.set()
-        self.close_connection = True
+            self.is_cut = True
+        # A connection that was not announced as closing may carry the client's next request already.
+        self.close_connection = self.is_cut
 
     def finish(self) -> None:
         try:

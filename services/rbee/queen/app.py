@@ -26,6 +26,7 @@ from rbee.queen.routes import (
     tasks,
     workers,
 )
+from rbee.queen.scheduling import Scheduler
 from rbee.queen.tasks import OpenTasks
 from rbee.web.app import add_metrics_route, create_service_app
 from rbee.web.auth import KeyRing
@@ -58,7 +59,8 @@ class Queen:
         """Of an ephemeral queen; None where the queen stays until it is told to end."""
         self.metrics = Metrics()
         self.tasks = OpenTasks(settings.queen.max_pending)
-        self.flow = TaskFlow(fleet, KnownWorkers(), timing, self.metrics)
+        self.scheduler = Scheduler(fleet)
+        self.flow = TaskFlow(fleet, self.scheduler, KnownWorkers(), timing, self.metrics)
         self.work = OpenStreams("queen-rbee", timing.sse_keepalive_s)
         """Tasks and pulls: a shutdown lets them finish for a while."""
         self.log_readers = OpenStreams("queen-rbee", timing.sse_keepalive_s)

@@ -13,7 +13,7 @@ from rbee.queen.ports import HiveApi
 from rbee.queen.readiness import WorkerFinder, WorkerLeft
 from rbee.queen.registry import Node
 from rbee.queen.relay import HiveLost, Sink
-from rbee.queen.scheduling import place
+from rbee.queen.scheduling import Scheduler
 from rbee.queen.task import Task
 from rbee.queen.tasks import OpenTask
 from rbee.queen.waiting_line import WaitingLine
@@ -25,8 +25,11 @@ ACTOR = "queen-rbee"
 class TaskFlow:
     """Carries out tasks; one instance serves all of them."""
 
-    def __init__(self, fleet: Fleet, known: KnownWorkers, timing: Timing, metrics: Metrics) -> None:
+    def __init__(
+        self, fleet: Fleet, scheduler: Scheduler, known: KnownWorkers, timing: Timing, metrics: Metrics
+    ) -> None:
         self._shared = Workplace(fleet, known, WaitingLine(), timing, metrics)
+        self._scheduler = scheduler
 
     def run(self, task: Task, sink: Sink, place: OpenTask) -> tuple[bytes, str | None]:
         """Do everything; returns the terminal event, not yet sent, and its error code if it has one.
@@ -36,7 +39,7 @@ class TaskFlow:
         Raises:
             RbeeError: the task failed before its worker sent a terminal event.
         """
-        return _Run(task, sink, place, self._shared).run()
+        return _Run(task, sink, place, self._shared, self._scheduler).run()
 
 
 class _Moved(Exception):
@@ -50,11 +53,14 @@ class _Moved(Exception):
 class _Run:
     """One task under way."""
 
-    def __init__(self, task: Task, sink: Sink, place: OpenTask, shared: Workplace) -> None:
+    def __init__(
+        self, task: Task, sink: Sink, place: OpenTask, shared: Workplace, scheduler: Scheduler
+    ) -> None:
         self._task = task
         self._send = sink.send
         self._place_taken = place
         self._fleet = fleet = shared.fleet
+        self._scheduler = scheduler
         self._known = shared.known
         self._metrics = shared.metrics
         self._log = get_logger(ACTOR).bind(request_id=task.request_id)
@@ -160,7 +166,8 @@ class _Run:
 
     def _place(self) -> Node:
         while True:
-            node, reason = place(self._fleet, self._wanted, self._failed)
+            with self._metrics.placement_seconds.time():
+                node, reason = self._scheduler.place(self._wanted, self._failed)
             try:
                 self._enter(node)
             except NodeCordoned:
@@ -185,7 +192,7 @@ class _Run:
     def _look_elsewhere(self, node: Node) -> None:
         """Raises ``_Moved`` where another node serves the task better by now."""
         try:
-            other, _ = place(self._fleet, self._wanted, self._failed)
+            other, _ = self._scheduler.place(self._wanted, self._failed)
             if other.node_name == node.node_name:
                 return
             self._enter(other)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
 _SCHEDULING_BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 1000, 5000, 30_000, 300_000)
 
 
@@ -27,6 +28,18 @@ class Metrics:
             "rbee_queen_scheduling_latency_ms",
             "Milliseconds from the arrival of a task to its request at the worker",
             buckets=_SCHEDULING_BUCKETS_MS,
+            registry=self.registry,
+        )
+        self.placement_seconds = Histogram(
+            "rbee_queen_placement_seconds",
+            "Seconds to choose the node of a task that names none",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.sweep_seconds = Histogram(
+            "rbee_queen_sweep_seconds",
+            "Seconds to ask all hives what they have, which a fleet of few nodes needs not",
+            buckets=_SECONDS,
             registry=self.registry,
         )
         self.connections = Gauge(

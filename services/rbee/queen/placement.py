@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import random
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,9 @@ _MIB = 1024 * 1024
 FitMb = Mapping[str, Mapping[str, int]]
 """What a worker of a model takes, in MB by backend and resource, as its hive has calculated it."""
 
+Preference = tuple[int, bool, int]
+"""Rank, whether it is a CPU, and the free memory in MB, negated: the lowest is the best."""
+_Entry = tuple[Preference, float, str]
 _IDLE, _LOADING, _HAS_MODEL, _FITS, _BUSY = range(5)
 """Best first: a worker that can start at once, one that soon can, no download, a download, a queue."""
 _ADVANTAGES = {
@@ -48,6 +53,8 @@ class NodeView:
     """Bytes of the models that the node has, by reference."""
     model_fits: dict[str, FitMb] = field(default_factory=dict)
     """Of those, the ones whose fit its hive could calculate; with that node's settings."""
+    has_hive: bool = False
+    """Whether a hive runs there and said all this."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,11 @@ class Verdict:
     required_mb: int | None = None
     available_mb: int | None = None
     refusal: RbeeError | None = None
+
+    @property
+    def is_best(self) -> bool:
+        """Whether no other node could serve the task sooner."""
+        return self.fits and self.rank == _IDLE
 
     def listed(self) -> dict[str, Any]:
         """The verdict as a plan shows it."""
@@ -135,7 +147,7 @@ def choose_node(verdicts: Sequence[Verdict]) -> Verdict:
     """
     fitting = [verdict for verdict in verdicts if verdict.fits]
     if fitting:
-        return min(fitting, key=_order)
+        return min(fitting, key=preference)
     refusals = [verdict.refusal for verdict in verdicts]
     memory = [error for error in refusals if isinstance(error, MemoryExhausted)]
     if memory:
@@ -151,12 +163,58 @@ def choose_node(verdicts: Sequence[Verdict]) -> Verdict:
     raise ServiceUnavailable(f"No node can take this task: {told}")
 
 
+def preference(verdict: Verdict) -> Preference:
+    """By what the nodes that fit are ordered, the best first."""
+    on_cpu = verdict.device is None or verdict.device.startswith("cpu")
+    return verdict.rank, on_cpu, -(verdict.available_mb or 0)
+
+
+class Ranking:
+    """The nodes that fit, the best first, kept in order while what is known of them changes.
+
+    Equals are in any order, or all tasks that come at once would ask the same few.
+    """
+
+    def __init__(self, wanted: Wanted, views: Iterable[NodeView]) -> None:
+        self.wanted = wanted
+        self._entries: dict[str, _Entry] = {}
+        for view in views:
+            entry = self._entry(view)
+            if entry is not None:
+                self._entries[view.node_name] = entry
+        self._order = sorted(self._entries.values())
+
+    def put(self, view: NodeView) -> None:
+        """Something new is known of a node."""
+        self.drop(view.node_name)
+        entry = self._entry(view)
+        if entry is not None:
+            self._entries[view.node_name] = entry
+            insort(self._order, entry)
+
+    def drop(self, node_name: str) -> None:
+        """A node is no longer there."""
+        entry = self._entries.pop(node_name, None)
+        if entry is not None:
+            del self._order[bisect_left(self._order, entry)]
+
+    def __iter__(self) -> Iterator[tuple[str, Preference]]:
+        """Names with what they are ordered by."""
+        for preferred, _, name in self._order:
+            yield name, preferred
+
+    def _entry(self, view: NodeView) -> _Entry | None:
+        verdict = judge(view, self.wanted)
+        tie = random.random()  # noqa: S311 (nothing secret)
+        return (preference(verdict), tie, view.node_name) if verdict.fits else None
+
+
 def why_chosen(chosen: Verdict, verdicts: Sequence[Verdict]) -> str:
     """What sets the chosen node apart from the next best one that fits."""
     others = [verdict for verdict in verdicts if verdict.fits and verdict is not chosen]
     if not others:
         return "the only node that fits" if len(verdicts) > 1 else "the only node"
-    best, other = _order(chosen), _order(min(others, key=_order))
+    best, other = preference(chosen), preference(min(others, key=preference))
     if best[0] != other[0]:
         return _ADVANTAGES[chosen.rank]
     if best[1] != other[1]:
@@ -164,11 +222,6 @@ def why_chosen(chosen: Verdict, verdicts: Sequence[Verdict]) -> str:
     if best[2] != other[2] and chosen.available_mb is not None:
         return f"most free memory, {chosen.available_mb} MB"
     return "the first of equals in the registry"
-
-
-def _order(verdict: Verdict) -> tuple[int, bool, int]:
-    on_cpu = verdict.device is None or verdict.device.startswith("cpu")
-    return verdict.rank, on_cpu, -(verdict.available_mb or 0)
 
 
 def _judge_devices(view: NodeView, found: Capabilities, wanted: Wanted) -> Verdict:

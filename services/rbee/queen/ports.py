@@ -12,7 +12,7 @@ from rbee.core.lifecycle import WorkerState
 
 if TYPE_CHECKING:
     from rbee.queen.cordons import Cordon, Rollout
-    from rbee.queen.registry import Node
+    from rbee.queen.registry import Contact, Node
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ class NodeStore(CordonStore, Protocol):
 
     def remove(self, name: str) -> bool: ...
 
-    def note_contact(self, name: str, status: str, connected_unix: int | None, error: str | None) -> None: ...
+    def note_contacts(self, contacts: Sequence[Contact]) -> None:
+        """Write outcomes of contacts at once; nodes that are not registered any more are left out."""
 
     def close(self) -> None: ...
 

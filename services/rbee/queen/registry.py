@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -27,6 +27,24 @@ class NodeStatus(StrEnum):
     UNKNOWN = "unknown"
     REACHABLE = "reachable"
     UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Contact:
+    """How a contact with a node went, as it is stored with the node."""
+
+    node_name: str
+    status: NodeStatus
+    connected_unix: int | None
+    error: str | None
+
+    def values(self) -> dict[str, Any]:
+        """What changes in the node."""
+        return {
+            "status": self.status,
+            "last_connected_unix": self.connected_unix,
+            "last_error": self.error,
+        }
 
 
 @dataclass(frozen=True)
@@ -160,27 +178,43 @@ class Nodes:
 
     def note_reachable(self, node: Node, *, hive_is_new: bool = False) -> None:
         """Remember a good contact; cheap when the last one, with the same hive, is a few seconds old."""
+        self.note([self.reached(node, hive_is_new=hive_is_new)])
+
+    def note_unreachable(self, node: Node, error: str) -> None:
+        """Remember a failed contact and why it failed."""
+        self.note([self.missed(node, error)])
+
+    def reached(self, node: Node, *, hive_is_new: bool = False) -> Contact | None:
+        """A good contact, now; None when one with the same hive is a few seconds old."""
         now = int(self._now())
         known = self._local if node.builtin else node
         is_fresh = now - (known.last_connected_unix or 0) < CONTACT_NOTED_EVERY_S
         if known.status is NodeStatus.REACHABLE and is_fresh and not hive_is_new:
-            return
-        self._note(node, NodeStatus.REACHABLE, now, None)
+            return None
+        return Contact(node.node_name, NodeStatus.REACHABLE, now, None)
 
-    def note_answering(self, node: Node) -> None:
-        """Remember that the host answers although no hive does."""
-        if node.status is not NodeStatus.REACHABLE:
-            self._note(node, NodeStatus.REACHABLE, node.last_connected_unix, None)
+    def answering(self, node: Node) -> Contact | None:
+        """The host answers although no hive does; None where that is known."""
+        if node.status is NodeStatus.REACHABLE:
+            return None
+        return Contact(node.node_name, NodeStatus.REACHABLE, node.last_connected_unix, None)
 
-    def note_unreachable(self, node: Node, error: str) -> None:
-        """Remember a failed contact and why it failed."""
-        self._note(node, NodeStatus.UNREACHABLE, node.last_connected_unix, error)
+    def missed(self, node: Node, error: str) -> Contact:
+        """A failed contact."""
+        return Contact(node.node_name, NodeStatus.UNREACHABLE, node.last_connected_unix, error)
 
-    def _note(self, node: Node, status: NodeStatus, connected: int | None, error: str | None) -> None:
-        if node.builtin:
-            self._local = replace(self._local, status=status, last_connected_unix=connected, last_error=error)
-        else:
-            self.store.note_contact(node.node_name, status, connected, error)
+    def note(self, contacts: Iterable[Contact | None]) -> None:
+        """Remember contacts, all of them in one write."""
+        stored = []
+        for contact in contacts:
+            if contact is None:
+                continue
+            if contact.node_name == LOCALHOST:
+                self._local = replace(self._local, **contact.values())
+            else:
+                stored.append(contact)
+        if stored:
+            self.store.note_contacts(stored)
 
 
 def _user() -> str:

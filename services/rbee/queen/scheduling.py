@@ -1,94 +1,80 @@
-"""Placing a task: look at every node at once, judge each, choose one and say why."""
+"""Placing a task: look at the nodes, judge each, choose one and say why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
-from typing import Any
+import random
+from collections.abc import Collection, Sequence
+from itertools import islice
 
-import gevent
-
-from rbee.core.client import TransportFailure
-from rbee.core.errors import RbeeError
 from rbee.queen.fleet import Fleet
-from rbee.queen.greenlets import spawn
-from rbee.queen.placement import NodeView, Verdict, Wanted, choose_node, judge, known_fit, known_size
+from rbee.queen.node_views import FEW, NodeViews, completed
+from rbee.queen.placement import NodeView, Verdict, Wanted, choose_node, judge, preference
 from rbee.queen.registry import Node
-from rbee.queen.survey import LIST_TIMEOUT_S
+
+_ROUNDS = 4
+"""How often a few nodes are asked before all of them are."""
 
 
-def plan(fleet: Fleet, wanted: Wanted) -> list[Verdict]:
-    """A verdict for every node, in the order of the registry; starts no hive."""
-    views = _views(fleet, fleet.nodes.all(), lambda _view: False)
-    return _judge_all(views, wanted)
+class Scheduler:
+    """Chooses nodes for tasks."""
 
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.views = NodeViews(fleet)
 
-def place(fleet: Fleet, wanted: Wanted, failed: Collection[str] = ()) -> tuple[Node, str | None]:
-    """The node that serves the task best, and why; no reason is needed where it is the only one.
+    def plan(self, wanted: Wanted) -> list[Verdict]:
+        """A verdict for every node, in the order of the registry; starts no hive."""
+        return _judge_all(self.views.ask(self._fleet.nodes.all()), wanted)
 
-    Args:
-        failed: nodes that are out of the question.
+    def place(self, wanted: Wanted, failed: Collection[str] = ()) -> tuple[Node, str | None]:
+        """The node that serves the task best, and why; no reason is needed where it is the only one.
 
-    Raises:
-        what ``choose_node`` raises when none fits.
-    """
-    registered = fleet.nodes.all()
-    nodes = [node for node in registered if node.node_name not in failed]
-    if len(registered) == 1 and nodes:
-        return nodes[0], None
+        Args:
+            failed: nodes that are out of the question.
 
-    def is_enough(view: NodeView) -> bool:
-        return judge(view, wanted).rank == 0
+        Raises:
+            what ``choose_node`` raises when none fits.
+        """
+        registered = self._fleet.nodes.all()
+        nodes = [node for node in registered if node.node_name not in failed]
+        if len(registered) == 1 and nodes:
+            return nodes[0], None
+        chosen = self._place_by_what_is_known(nodes, wanted) if len(nodes) > FEW else None
+        if chosen is None:
+            chosen = choose_node(_judge_all(self.views.ask(nodes, wanted), wanted))
+        return self._fleet.nodes.find(chosen.node_name), chosen.reason
 
-    chosen = choose_node(_judge_all(_views(fleet, nodes, is_enough), wanted))
-    return fleet.nodes.find(chosen.node_name), chosen.reason
+    def _place_by_what_is_known(self, nodes: Sequence[Node], wanted: Wanted) -> Verdict | None:
+        """The best of the few that looked best and were asked; None: all have to be asked.
 
-
-def _judge_all(views: list[NodeView], wanted: Wanted) -> list[Verdict]:
-    ref = wanted.model_ref
-    wanted = replace(wanted, size_bytes=known_size(views, ref), fit=known_fit(views, ref))
-    return [judge(view, wanted) for view in views]
-
-
-def _views(fleet: Fleet, nodes: list[Node], is_enough: Callable[[NodeView], bool]) -> list[NodeView]:
-    """All nodes, asked in parallel, or those that had answered when one was good enough."""
-    asked = [spawn(_view, fleet, node) for node in nodes]
-    for answered in gevent.iwait(asked):
-        if is_enough(answered.get()):
-            break
-    views = [answer.get() for answer in asked if answer.ready()]
-    gevent.killall([answer for answer in asked if not answer.ready()], block=False)
-    return views
-
-
-def _view(fleet: Fleet, node: Node) -> NodeView:
-    cordon = fleet.nodes.cordons.of(node.node_name)
-    if cordon is not None:
-        return NodeView(node.node_name, problem=f"takes no new tasks: {cordon.reason}")
-    try:
-        hive = fleet.look(node, LIST_TIMEOUT_S)
-        if hive is None:
-            found = fleet.launcher_for(node).detect(node)
-            return NodeView(node.node_name, capabilities=found, model_sizes=dict(found.model_sizes))
-        workers = hive.workers(LIST_TIMEOUT_S)
-        models = hive.models()
-        return NodeView(
-            node.node_name,
-            workers=workers,
-            capabilities=hive.capabilities(),
-            model_sizes={str(model["model_ref"]): int(model["size_bytes"]) for model in models},
-            model_fits={str(m["model_ref"]): _fit(m["fit_mb"]) for m in models if m.get("fit_mb")},
+        Nobody is refused by what was known before, and nobody gets a node that was not asked just now.
+        """
+        ranking = self.views.ranking(nodes, wanted)
+        if ranking is None:
+            return None
+        wanted = ranking.wanted
+        by_name = {node.node_name: node for node in nodes}
+        cordons = self._fleet.nodes.cordons
+        candidates = (
+            (by_name[name], preferred)
+            for name, preferred in ranking
+            if name in by_name and cordons.of(name) is None
         )
-    except RbeeError as error:
-        return NodeView(node.node_name, problem=error.message)
-    except TransportFailure as failure:
-        return NodeView(node.node_name, problem=failure.reason)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return NodeView(node.node_name, problem="unreadable answer of its hive")
+        left = list(islice(candidates, _ROUNDS * FEW))
+        unknown = list(self.views.unknown(nodes))
+        few = random.sample(unknown, min(FEW, len(unknown)))
+        best: Verdict | None = None
+        while left or few:
+            few += [node for node, _ in left[:FEW]]
+            found = [judge(view, wanted) for view in self.views.confirm(few, wanted)]
+            fitting = [verdict for verdict in [best, *found] if verdict is not None and verdict.fits]
+            best = min(fitting, key=preference, default=None)
+            left, few = left[FEW:], []
+            if left and best is not None and preference(best)[:2] <= left[0][1][:2]:
+                break
+        return best
 
 
-def _fit(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    return {
-        str(backend): {str(resource): int(mb) for resource, mb in needs.items()}
-        for backend, needs in told.items()
-    }
+def _judge_all(views: Sequence[NodeView], wanted: Wanted) -> list[Verdict]:
+    wanted = completed(wanted, views)
+    return [judge(view, wanted) for view in views]

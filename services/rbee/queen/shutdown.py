@@ -65,8 +65,17 @@ class QueenService:
         if keepers is not None:
             work += [partial(self._watch_owner, keepers), partial(self._outlive_no_keeper, keepers)]
         else:
-            work.append(self._resume)
+            work += [self._resume, self._sweep]
         self._background += [gevent.spawn(job) for job in work]
+
+    def _sweep(self) -> None:
+        while True:
+            try:
+                with self._queen.metrics.sweep_seconds.time():
+                    self._queen.scheduler.views.sweep()
+            except RbeeError as error:
+                self._log.error("registry_unavailable", message=error.message)
+            gevent.sleep(self._queen.settings.timing.health_probe_interval_s)
 
     def shut_down(self) -> None:
         """Let running tasks finish, then end every owned hive."""

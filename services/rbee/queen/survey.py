@@ -19,7 +19,7 @@ from rbee.core.lifecycle import WorkerState
 from rbee.queen.fleet import Fleet
 from rbee.queen.greenlets import spawn
 from rbee.queen.ports import WorkerAccess, WorkerRecord
-from rbee.queen.registry import Node
+from rbee.queen.registry import Contact, Node
 
 LIST_TIMEOUT_S = 5.0
 """Each hive has this long to answer."""
@@ -49,7 +49,9 @@ class Probe:
 
 def refresh_status(fleet: Fleet) -> None:
     """Ask every node's hive, in parallel and briefly, so that the registry shows what is true now."""
-    gevent.joinall([spawn(_refresh, fleet, node) for node in fleet.nodes.all()])
+    asked = [spawn(_contact, fleet, node) for node in fleet.nodes.all()]
+    gevent.joinall(asked)
+    fleet.nodes.note(each.get() for each in asked)
 
 
 def list_workers(fleet: Fleet) -> Found:
@@ -124,18 +126,14 @@ def end_worker(fleet: Fleet, worker_id: str) -> None:
     raise WorkerNotFound(worker_id)
 
 
-def _refresh(fleet: Fleet, node: Node) -> None:
+def _contact(fleet: Fleet, node: Node) -> Contact | None:
     try:
         hive = fleet.look(node, STATUS_TIMEOUT_S)
     except (InvalidApiKey, BadHiveResponse):
-        fleet.nodes.note_answering(node)
+        return fleet.nodes.answering(node)
     except RbeeError as error:
-        fleet.nodes.note_unreachable(node, error.message)
-    else:
-        if hive is None:
-            fleet.nodes.note_answering(node)
-        else:
-            fleet.nodes.note_reachable(node)
+        return fleet.nodes.missed(node, error.message)
+    return fleet.nodes.answering(node) if hive is None else fleet.nodes.reached(node)
 
 
 def _workers_or_none(fleet: Fleet, node: Node) -> list[WorkerRecord] | None:

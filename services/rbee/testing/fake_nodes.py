@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rbee.core.errors import NodeExists
 from rbee.queen.cordons import Cordon, Rollout
-from rbee.queen.registry import Node, NodeStatus
+from rbee.queen.registry import Contact, Node
 
 
 class FakeNodes:
@@ -39,15 +40,12 @@ class FakeNodes:
     def remove(self, name: str) -> bool:
         return self._nodes.pop(name, None) is not None
 
-    def note_contact(self, name: str, status: str, connected_unix: int | None, error: str | None) -> None:
-        if name in self._nodes:
-            self.contacts += 1
-            self._nodes[name] = replace(
-                self._nodes[name],
-                status=NodeStatus(status),
-                last_connected_unix=connected_unix,
-                last_error=error,
-            )
+    def note_contacts(self, contacts: Sequence[Contact]) -> None:
+        for contact in contacts:
+            if contact.node_name in self._nodes:
+                self.contacts += 1
+                known = self._nodes[contact.node_name]
+                self._nodes[contact.node_name] = replace(known, **contact.values())
 
     def cordons(self) -> list[Cordon]:
         return list(self._cordons.values())

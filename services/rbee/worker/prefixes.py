@@ -10,6 +10,8 @@ Prefix = tuple[str, ...]
 
 _SHORTEST = 16
 """A shorter beginning is read again sooner than it is looked up and copied."""
+SHORTEST_REST = 2
+"""Tokens after it: beside a rest of one the engine gives what longer ones have more as if generated."""
 _REMEMBERED = 512
 """Beginnings that were seen and not kept."""
 
@@ -29,8 +31,7 @@ def shared_beginning(prompt: Sequence[int], turn_ends: Container[int]) -> int:
     if not ends:
         return 0
     end = ends[(1 << (len(ends).bit_length() - 1)) - 1]
-    # The engine needs two tokens after it: beside a rest of one it reads those of other prompts one by one.
-    return end if _SHORTEST <= end <= len(prompt) - 2 else 0
+    return end if _SHORTEST <= end <= len(prompt) - SHORTEST_REST else 0
 
 
 class KeptPrefixes:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
 
 from rbee.core.errors import NodeExists, ServiceUnavailable
 from rbee.core.logs import get_logger
 from rbee.queen.cordons import Cordon, Rollout
-from rbee.queen.registry import Node, NodeStatus
+from rbee.queen.registry import Contact, Node, NodeStatus
 
 _BUSY_TIMEOUT_S = 5.0
 HEAD = "0002"
@@ -56,10 +58,17 @@ _ROLLOUTS = sa.Table(
 
 
 class SqliteNodes:
-    """The store behind ``Nodes``; a file that is no database is moved aside and told in the log."""
+    """The store behind ``Nodes``; a file that is no database is moved aside and told in the log.
+
+    Nodes that were read are kept until they change here, or another program writes to the file: a task asks
+    for all of them, and a thousand rows take longer to read than it takes to place it.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._read: dict[str, Node] = {}
+        self._read_at: int | None = None
+        """Which state of the file ``_read`` is, as SQLite counts what others write; None: unknown."""
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
@@ -71,41 +80,44 @@ class SqliteNodes:
                     "database_corrupt", message="node registry moved aside", path=str(aside)
                 )
                 self._engine = _open(file)
+            # The only connection; a change that came over another one is another program's.
+            self._driver: Any = self._engine.raw_connection().driver_connection
         except (SQLAlchemyError, OSError) as error:
             raise _unavailable() from error
 
     def get(self, name: str) -> Node | None:
-        with self._begin() as connection:
-            row = connection.execute(sa.select(BEEHIVES).where(BEEHIVES.c.node_name == name)).first()
-            return None if row is None else _node(row)
+        return self._nodes().get(name)
 
     def all(self) -> list[Node]:
-        with self._begin() as connection:
-            in_order = sa.select(BEEHIVES).order_by(sa.text("rowid"))
-            return [_node(row) for row in connection.execute(in_order)]
+        return list(self._nodes().values())
 
     def add(self, node: Node) -> None:
         try:
-            with self._begin() as connection:
+            with self._changing() as connection:
                 connection.execute(BEEHIVES.insert().values(**_row(node)))
         except IntegrityError:
             raise NodeExists(node.node_name) from None
 
     def replace(self, node: Node) -> bool:
         values = _row(node)
-        with self._begin() as connection:
+        with self._changing() as connection:
             mine = BEEHIVES.c.node_name == node.node_name
             return bool(connection.execute(BEEHIVES.update().where(mine).values(**values)).rowcount)
 
     def remove(self, name: str) -> bool:
-        with self._begin() as connection:
+        with self._changing() as connection:
             gone = connection.execute(BEEHIVES.delete().where(BEEHIVES.c.node_name == name))
             return bool(gone.rowcount)
 
-    def note_contact(self, name: str, status: str, connected_unix: int | None, error: str | None) -> None:
-        values = {"status": str(status), "last_connected_unix": connected_unix, "last_error": error}
+    def note_contacts(self, contacts: Sequence[Contact]) -> None:
+        contact = BEEHIVES.update().where(BEEHIVES.c.node_name == sa.bindparam("node"))
         with self._begin() as connection:
-            connection.execute(BEEHIVES.update().where(BEEHIVES.c.node_name == name).values(**values))
+            if contacts:
+                connection.execute(contact, [{"node": c.node_name, **c.values()} for c in contacts])
+        for one in contacts:
+            known = self._read.get(one.node_name)
+            if known is not None:
+                self._read[one.node_name] = replace(known, **one.values())
 
     def cordons(self) -> list[Cordon]:
         with self._begin() as connection:
@@ -133,6 +145,25 @@ class SqliteNodes:
     def close(self) -> None:
         self._engine.dispose()
 
+    def _nodes(self) -> dict[str, Node]:
+        """All nodes by name, in order of insertion."""
+        try:
+            state = self._driver.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise _unavailable() from error
+        if self._read_at != state:
+            with self._begin() as connection:
+                rows = connection.execute(sa.select(BEEHIVES).order_by(sa.text("rowid")))
+                self._read = {row.node_name: _node(row) for row in rows}
+            self._read_at = state
+        return self._read
+
+    @contextmanager
+    def _changing(self) -> Iterator[sa.Connection]:
+        self._read_at = None
+        with self._begin() as connection:
+            yield connection
+
     @contextmanager
     def _begin(self) -> Iterator[sa.Connection]:
         try:
@@ -145,7 +176,9 @@ class SqliteNodes:
 
 
 def _open(file: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_S})
+    engine = sa.create_engine(
+        f"sqlite:///{file}", connect_args={"timeout": _BUSY_TIMEOUT_S}, poolclass=StaticPool
+    )
     try:
         with engine.begin() as connection:
             verdict = connection.exec_driver_sql("PRAGMA quick_check").scalar()

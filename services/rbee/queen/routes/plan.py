@@ -9,7 +9,6 @@ import flask
 from rbee.core.errors import RbeeError
 from rbee.core.schemas import PlanRequest
 from rbee.queen.placement import Wanted, choose_node, why_chosen
-from rbee.queen.scheduling import plan
 from rbee.web.app import read_body
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def blueprint(queen: Queen) -> flask.Blueprint:
     def show() -> dict[str, Any]:
         body = read_body(PlanRequest)
         model = body.model or queen.settings.models.default
-        verdicts = plan(queen.fleet, Wanted(model, body.backend, body.device))
+        verdicts = queen.scheduler.plan(Wanted(model, body.backend, body.device))
         name: str | None = None
         try:
             chosen = choose_node(verdicts)

@@ -27,13 +27,11 @@ from rbee.worker.batching import CPU_COSTS, CUDA_COSTS, Candidate
 from rbee.worker.lanes import LanePlan, Lanes
 from rbee.worker.native import NativeThreads, Pending
 from rbee.worker.ports import Decoding, LoadProgress
-from rbee.worker.prefixes import KeptPrefixes, Prefix
+from rbee.worker.prefixes import SHORTEST_REST, KeptPrefixes, Prefix
 
 # What pybind11 makes of C++ exceptions: std::exception, invalid_argument, out_of_range, overflow, bad_alloc.
 _ENGINE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, OSError)
 _POSITION_POLL_S = 0.02
-_SHORTEST_REST = 2
-"""Beside a rest of one token the library gives what longer ones have more as if it were generated."""
 _QUIET_S = 30.0
 """How long nothing may have run before the model is loaded anew to let go of kept prefixes."""
 # The library takes this value for "a random seed in every thread".
@@ -164,7 +162,7 @@ class CTranslate2Engine:
         on_stopped: Callable[[], None],
         prefix_tokens: int = 0,
     ) -> CTranslate2Run:
-        if len(prompt) - prefix_tokens < _SHORTEST_REST:
+        if len(prompt) - prefix_tokens < SHORTEST_REST:
             prefix_tokens = 0
         run = CTranslate2Run(prompt, decoding, prefix_tokens)
         run.when_stopped(on_stopped)
@@ -194,18 +192,17 @@ class CTranslate2Engine:
     def _execute(self, runs: list[CTranslate2Run]) -> None:
         for run in runs:
             run.when_stopped(self._lanes.finished)
-        prefix, keeps = self._choose_prefix(runs)
         # Until a run has come to its end: whatever cuts it short must not look like a complete answer.
         failure: RbeeError = InferenceFailed(self._worker_id, "the engine stopped unexpectedly")
         decoding = runs[0].decoding
         try:
             if self._samples(decoding) and (decoding.seed is not None or self._is_seeded):
-                self._execute_alone(runs, prefix, keeps)
+                self._execute_alone(runs)
             else:
                 with self._turns.shared(lambda: _all_cancelled(runs)):
                     self._has_sampled |= self._samples(decoding)
                     _begin(runs)
-                    self._native.call(self._generate, runs, prefix, keeps)
+                    self._native.call(self._generate, runs, *self._choose_prefix(runs))
         except GaveUp:
             pass
         except RbeeError as error:
@@ -218,7 +215,10 @@ class CTranslate2Engine:
             self._start_over_when_quiet()
 
     def _choose_prefix(self, runs: list[CTranslate2Run]) -> tuple[Prefix | None, bool]:
-        """The prefix all of a batch have in common, and whether the engine keeps its state."""
+        """The prefix all of a batch have in common, and whether the engine keeps its state.
+
+        Within a turn: a generator made anew has kept nothing.
+        """
         prefix = runs[0].prefix
         if prefix is None or any(run.prefix != prefix for run in runs):
             return None, False
@@ -243,7 +243,7 @@ class CTranslate2Engine:
         with suppressed, self._turns.alone(lambda: not self._lanes.is_idle):
             self._native.call(self._rebuild)
 
-    def _execute_alone(self, runs: list[CTranslate2Run], prefix: Prefix | None, keeps: bool) -> None:
+    def _execute_alone(self, runs: list[CTranslate2Run]) -> None:
         """Start with fresh random generators, then let others in."""
         decoding = runs[0].decoding
         with self._turns.alone(lambda: _all_cancelled(runs)) as let_others_in:
@@ -253,7 +253,7 @@ class CTranslate2Engine:
             self._seed(decoding.seed)
             self._has_sampled, self._is_seeded = True, decoding.seed is not None
             sampled = Event()
-            pending = self._native.begin(self._generate, runs, prefix, keeps, sampled.set)
+            pending = self._native.begin(self._generate, runs, *self._choose_prefix(runs), sampled.set)
             pending.when_done(sampled.set)
             sampled.wait()
             # The seed was for this run; threads that sample for the first time from now on start at random.
