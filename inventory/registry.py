@@ -2,7 +2,8 @@
 """The registered nodes as an Ansible inventory: reads the queen's registry, never writes it.
 
 Needs nothing but the standard library. ``--list`` prints all nodes, ``--host NAME`` the variables of one.
-The registry is ``beehives.db`` in RBEE_HOME (default ``~/.rbee``).
+The registry is ``beehives.db`` in RBEE_HOME (default ``~/.rbee``). With RBEE_QUEEN_URL or ``queen.url`` in the
+configuration that queen sends a node no tasks while it is changed.
 """
 
 from __future__ import annotations
@@ -56,13 +57,22 @@ def main(argv: list[str], environ: Mapping[str, str]) -> int:
         print(f"Error: {problem}", file=sys.stderr)
         return 1
     variables = {node["node_name"]: host_variables(node, home, configuration) for node in nodes}
-    print(json.dumps(variables.get(options.host, {}) if options.host else inventory(variables), indent=2))
+    queen_url = environ.get("RBEE_QUEEN_URL") or configuration.get("queen", {}).get("url") or ""
+    told = variables.get(options.host, {}) if options.host else inventory(variables, queen_url)
+    print(json.dumps(told, indent=2))
     return 0
 
 
-def inventory(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer to ``--list``, with all variables, so that Ansible does not ask for each host."""
-    return {GROUP: {"hosts": list(variables)}, "_meta": {"hostvars": dict(variables)}}
+def inventory(variables: Mapping[str, Any], queen_url: str) -> dict[str, Any]:
+    """The answer to ``--list``, with all variables, so that Ansible does not ask for each host.
+
+    Args:
+        queen_url: the queen to tell of nodes that are being changed; empty where none is configured.
+    """
+    group: dict[str, Any] = {"hosts": list(variables)}
+    if queen_url:
+        group["vars"] = {"rbee_queen_url": queen_url}
+    return {GROUP: group, "_meta": {"hostvars": dict(variables)}}
 
 
 def read_nodes(database: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ from fleet.hosts import CACHE, Lab, missing_prerequisite, running_lab
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "fleet-test-key-0123456789"
+OPERATOR, USER = "op", "bee"
+"""Accounts of the hosts beside root: one that may use sudo, one without any rights."""
 SOURCES = (
     "services",
     "cli",
@@ -132,6 +134,21 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fleet(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
-    """Three hosts with systemd whose hive is a service; the tests of a file go through their life."""
+    """Three hosts with systemd whose hive is a service; the tests of a file go through their life.
+
+    Root logs in to n1, an account that may use sudo to n2, and to n3 one without any rights, whose services
+    run without a login.
+    """
     with running_lab(101, 3) as lab:
-        yield Control(tmp_path_factory.getbasetemp() / "fleet", lab, rbee_hive_service=True)
+        lab.add_login("n2", OPERATOR)
+        sudoers = lab.folder / "h" / "n2" / "rootfs" / "etc" / "sudoers.d" / OPERATOR
+        sudoers.write_text(f"{OPERATOR} ALL=(ALL) NOPASSWD: ALL\n")
+        sudoers.chmod(0o440)
+        lab.add_login("n3", USER)
+        lab.run("n3", "loginctl", "enable-linger", USER)
+        control = Control(tmp_path_factory.getbasetemp() / "fleet", lab, rbee_hive_service=True)
+        control.write_inventory(
+            n2={"ansible_user": OPERATOR},
+            n3={"ansible_user": USER, "rbee_install_path": f"/home/{USER}/rbee"},
+        )
+        yield control

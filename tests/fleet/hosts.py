@@ -19,10 +19,11 @@ CACHE = Path(os.environ.get("RBEE_TEST_CACHE") or Path.home() / ".cache") / "rbe
 PROGRAMS = ("systemd-nspawn", "mmdebstrap", "ip", "ssh", "ssh-keygen")
 SNAPSHOT = r"""
 import grp, json, os, pwd, subprocess
-SKIPPED = {"/proc", "/sys", "/dev", "/run", "/var/log/journal", "/root/.ansible", "/home/bee/.ansible"}
+SKIPPED = {"/proc", "/sys", "/dev", "/run", "/var/log/journal"}
+LEFT_BY_OTHERS = {"__pycache__", ".ansible"}
 files = {}
 for folder, names, others in os.walk("/"):
-    names[:] = [n for n in names if os.path.join(folder, n) not in SKIPPED and n != "__pycache__"]
+    names[:] = [n for n in names if os.path.join(folder, n) not in SKIPPED and n not in LEFT_BY_OTHERS]
     for name in names + others:
         path = os.path.join(folder, name)
         seen = os.lstat(path)
@@ -104,6 +105,12 @@ class Lab:
     def run(self, host: str, *argv: str, check: bool = True) -> str:
         """A command over SSH; its standard output."""
         return self.lab("ssh", host, shlex.join(argv), check=check)
+
+    def add_login(self, host: str, account: str) -> None:
+        """An account that the lab's key opens."""
+        self.run(host, "useradd", "--create-home", "--shell", "/bin/bash", account)
+        self.run(host, "cp", "-r", "/root/.ssh", f"/home/{account}/")
+        self.run(host, "chown", "-R", f"{account}:{account}", f"/home/{account}/.ssh")
 
     def snapshot(self, host: str) -> dict[str, Any]:
         """Files, units, accounts and processes of a host."""

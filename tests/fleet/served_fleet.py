@@ -26,6 +26,7 @@ from support.daemons import Daemon, environment
 from support.keeper import COMMAND, Outcome
 from support.tiny_ct2 import write_tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "fleet-test-key-0123456789"
 MODEL = "file:/srv/tiny"
 _PAUSE_S = 0.2
@@ -77,6 +78,31 @@ class ServedFleet:
             check=False,
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def playbook(self, name: str, *args: str) -> Outcome:
+        """A playbook on the registered nodes, without the keeper."""
+        programs = Path(sys.executable).parent
+        done = subprocess.run(
+            [programs / "ansible-playbook", "-i", "../inventory/registry.py", f"{name}.yml", *args],
+            env={
+                **self.environ,
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                "RBEE_QUEEN_URL": self.queen.url,
+                "ANSIBLE_NOCOLOR": "1",
+            },
+            cwd=ROOT / "playbooks",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def is_drained(self, host: str) -> bool:
+        """Whether a node gets no new tasks and has none under way."""
+        node = self.call("GET", f"/v2/nodes/{host}")
+        return bool(node["cordoned"]) and node["open_tasks"] == 0
 
     @contextmanager
     def running_keeper(self, *args: str) -> Iterator[subprocess.Popen[bytes]]:

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from fleet.conftest import Control
+from fleet.conftest import USER, Control
 from fleet.hosts import differences, running_lab
 
 HOSTS = ["n1", "n2"]
-USER = "bee"
 before: dict[str, Any] = {}
 
 
@@ -22,9 +21,7 @@ before: dict[str, Any] = {}
 def bare(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
     """Two hosts: on n1 rbee is installed by root for the machine, on n2 by a user without any rights."""
     with running_lab(102, 2, with_systemd=False) as lab:
-        lab.run("n2", "useradd", "--create-home", "--shell", "/bin/bash", USER)
-        lab.run("n2", "cp", "-r", "/root/.ssh", f"/home/{USER}/")
-        lab.run("n2", "chown", "-R", f"{USER}:{USER}", f"/home/{USER}/.ssh")
+        lab.add_login("n2", USER)
         control = Control(tmp_path_factory.getbasetemp() / "bare", lab, rbee_hive_service=True)
         control.write_inventory(n2={"ansible_user": USER, "rbee_install_path": f"/home/{USER}/rbee"})
         yield control

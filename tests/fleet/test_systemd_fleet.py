@@ -6,11 +6,20 @@ import json
 import urllib.request
 from typing import Any
 
-from fleet.conftest import Control
+from fleet.conftest import USER, Control
 from fleet.hosts import differences
+from support.daemons import wait_until
 
 HOSTS = ["n1", "n2", "n3"]
+OF_ROOT = ["n1", "n2"]
+"""Where rbee is installed for the machine; on n3 it is a user's."""
 before: dict[str, Any] = {}
+
+
+def of_user(*argv: str) -> tuple[str, ...]:
+    """A command of the user of n3, with the way to that user's systemd."""
+    shown = 'XDG_RUNTIME_DIR=/run/user/$(id -u) exec "$@"'
+    return ("runuser", "-u", USER, "--", "sh", "-c", shown, "sh", *argv)
 
 
 def health(control: Control, host: str) -> dict[str, Any]:
@@ -20,9 +29,16 @@ def health(control: Control, host: str) -> dict[str, Any]:
         with urllib.request.urlopen(url, timeout=30) as answer:
             found: dict[str, Any] = json.load(answer)
     except OSError as error:
-        journal = control.lab.run(host, "journalctl", "-u", "rbee-hive", "--no-pager", check=False)
+        journal = control.lab.run(host, "journalctl", "-n", "80", "--no-pager", check=False)
         raise AssertionError(f"{host}: {error}\n{journal}") from None
     return found
+
+
+def answers(control: Control, host: str) -> bool:
+    try:
+        return bool(health(control, host))
+    except AssertionError:
+        return False
 
 
 def versions(control: Control) -> dict[str, str]:
@@ -38,18 +54,42 @@ def test_check_mode_on_clean_hosts_fails_nowhere_and_changes_nothing(fleet: Cont
     assert differences(before["n1"], fleet.lab.snapshot("n1")) == []
 
 
+def test_a_host_without_room_is_refused_before_anything_has_changed(fleet: Control) -> None:
+    fleet.lab.lab("exec", "n2", "mkdir", "/opt/rbee")
+    fleet.lab.lab("exec", "n2", "mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "/opt/rbee")
+    played = fleet.play("install", "--limit", "n2")
+    fleet.lab.lab("exec", "n2", "umount", "/opt/rbee")
+    fleet.lab.lab("exec", "n2", "rmdir", "/opt/rbee")
+    assert played.exit_code != 0
+    assert "n2 has 64 MB free at /opt/rbee; an installation needs 1500 MB" in played.output
+    assert differences(before["n2"], fleet.lab.snapshot("n2")) == []
+
+
 def test_installing_gives_a_hardened_service_that_answers_on_the_address_of_the_node(fleet: Control) -> None:
     played = fleet.play("install")
     assert played.exit_code == 0, played.output
     assert versions(fleet) == dict.fromkeys(HOSTS, "0.1.0")
-    for host in HOSTS:
+    for host in OF_ROOT:
         shown = fleet.lab.run(
             host, "systemctl", "show", "rbee-hive", "-p", "User,ProtectSystem,UnitFileState"
         )
         assert sorted(shown.split()) == ["ProtectSystem=strict", "UnitFileState=enabled", "User=rbee"]
         assert fleet.lab.run(host, "stat", "-c", "%a %U", "/etc/rbee/api.key").strip() == "600 rbee"
+    shown = fleet.lab.run(
+        "n3", *of_user("systemctl", "--user", "show", "rbee-hive", "-p", "NoNewPrivileges,UnitFileState")
+    )
+    assert sorted(shown.split()) == ["NoNewPrivileges=yes", "UnitFileState=enabled"]
+    key = f"/home/{USER}/.config/rbee/api.key"
+    assert fleet.lab.run("n3", "stat", "-c", "%a %U", key).strip() == f"600 {USER}"
+    for host in HOSTS:
         listening = fleet.lab.run(host, "ss", "-Hltn", "sport", "=", ":9200").split()
         assert f"{fleet.lab.address(host)}:9200" in listening
+
+
+def test_a_user_s_service_comes_back_with_the_machine(fleet: Control) -> None:
+    fleet.lab.lab("fault", "n3", "crash")
+    fleet.lab.lab("fault", "n3", "boot")
+    wait_until(lambda: answers(fleet, "n3"), 60, "the hive after the boot")
 
 
 def test_the_key_is_in_no_output(fleet: Control) -> None:
@@ -83,7 +123,8 @@ def test_a_release_that_does_not_start_is_rolled_back_on_the_first_host_and_reac
     assert "n1 is back on 0.1.1" in played.output
     assert "broken on purpose" in played.output
     assert versions(fleet) == dict.fromkeys(HOSTS, "0.1.1")
-    links = {host: fleet.lab.run(host, "readlink", "/opt/rbee/current").strip() for host in HOSTS}
+    paths = dict.fromkeys(OF_ROOT, "/opt/rbee") | {"n3": f"/home/{USER}/rbee"}
+    links = {host: fleet.lab.run(host, "readlink", f"{paths[host]}/current").strip() for host in HOSTS}
     assert links == dict.fromkeys(HOSTS, "releases/0.1.1")
     assert {host: health(fleet, host)["pid"] for host in HOSTS[1:]} == {h: started[h] for h in HOSTS[1:]}
 
@@ -92,12 +133,20 @@ def test_a_host_that_cannot_take_the_release_stops_the_roll_out_before_any_has_c
     fleet: Control,
 ) -> None:
     started = {host: health(fleet, host)["pid"] for host in HOSTS}
-    fleet.lab.run("n3", "rm", "-rf", "/opt/rbee/releases/0.1.2")
-    fleet.lab.run("n3", "mkdir", "/opt/rbee/releases/0.1.2")
-    fleet.lab.lab("exec", "n3", "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", "/opt/rbee/releases/0.1.2")
+    fleet.lab.run("n2", "rm", "-rf", "/opt/rbee/releases/0.1.2")
+    fleet.lab.run("n2", "mkdir", "/opt/rbee/releases/0.1.2")
+    fleet.lab.lab("exec", "n2", "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", "/opt/rbee/releases/0.1.2")
     played = fleet.play("upgrade", rbee_version="0.1.2")
-    fleet.lab.lab("exec", "n3", "umount", "/opt/rbee/releases/0.1.2")
+    fleet.lab.lab("exec", "n2", "umount", "/opt/rbee/releases/0.1.2")
     assert played.exit_code != 0
+    assert {host: health(fleet, host)["pid"] for host in HOSTS} == started
+
+
+def test_a_host_without_room_for_another_release_stops_the_roll_out_too(fleet: Control) -> None:
+    started = {host: health(fleet, host)["pid"] for host in HOSTS}
+    played = fleet.play("upgrade", rbee_version="0.1.3", rbee_base_release_disk_mb=100_000_000)
+    assert played.exit_code != 0
+    assert "another release needs 100000000 MB" in played.output
     assert {host: health(fleet, host)["pid"] for host in HOSTS} == started
 
 

@@ -79,3 +79,35 @@ def test_a_run_whose_control_process_is_killed_is_finished_by_the_next_one(serve
     assert served.versions() == dict.fromkeys(HOSTS, "0.1.0")
     assert served.cordoned() == []
     assert served.call("GET", "/v2/nodes")["rollout"] is None
+
+
+def test_the_plain_playbook_upgrades_the_registered_nodes_and_costs_no_client_a_token(
+    served: ServedFleet,
+) -> None:
+    with Clients(served.queen.url, CLIENTS).at_work() as count:
+        upgraded = served.playbook("upgrade", "-e", "rbee_version=0.1.1")
+    report("plain playbook", count, served)
+    assert upgraded.code == 0, upgraded.stdout + upgraded.stderr
+    assert count.defects == []
+    assert served.versions() == dict.fromkeys(HOSTS, "0.1.1")
+    assert served.cordoned() == []
+
+
+def test_a_node_that_dies_stops_the_roll_out_and_the_next_run_finishes_it(served: ServedFleet) -> None:
+    command = ("setup", "upgrade", "--all", "--version", "0.1.0")
+    with Clients(served.queen.url, CLIENTS).at_work() as count:
+        with served.running_keeper(*command) as keeper:
+            # From here on it serves nobody, so that its end takes no stream along.
+            wait_until(lambda: served.is_drained("n2"), 180, "the second node out of service")
+            served.lab.lab("fault", "n2", "crash")
+            assert keeper.wait(120) == 1
+        assert served.version("n3") == "0.1.1"
+        assert served.cordoned() == ["n2"]
+        served.lab.lab("fault", "n2", "boot")
+        again = served.keeper(*command)
+        assert again.code == 0, again.stdout + again.stderr
+    report("died and run again", count, served)
+    assert count.defects == []
+    assert served.versions() == dict.fromkeys(HOSTS, "0.1.0")
+    assert served.cordoned() == []
+    assert served.call("GET", "/v2/nodes")["rollout"] is None

@@ -36,10 +36,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.sweep_seconds = Histogram(
-            "rbee_queen_sweep_seconds",
-            "Seconds to ask all hives what they have, which a fleet of few nodes needs not",
-            buckets=_SECONDS,
+        self.sweeps = Counter(
+            "rbee_queen_sweeps_total",
+            "Times that every hive was asked what it has; a fleet of few nodes needs no asking",
             registry=self.registry,
         )
         self.connections = Gauge(

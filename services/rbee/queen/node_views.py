@@ -22,7 +22,7 @@ from rbee.queen.survey import LIST_TIMEOUT_S
 FEW = 4
 """So many nodes are asked at once for a placement; a fleet of no more is always asked as a whole."""
 _ASKED_AT_ONCE = 16
-"""By the sweep, which must not hold up the streams that the queen relays."""
+"""By a sweep, at most."""
 _RANKINGS = 16
 """Of the models that were asked for last."""
 _Place = tuple[str, str, int, int]
@@ -62,8 +62,12 @@ class NodeViews:
         """Those of the nodes that have not been asked yet."""
         return (node for node in nodes if _place(node) not in self._kept)
 
-    def sweep(self) -> None:
-        """Ask every hive, unless the fleet is small enough to be asked whenever a task is placed."""
+    def sweep(self, over_s: float = 0.0) -> None:
+        """Ask every hive, unless the fleet is small enough to be asked whenever a task is placed.
+
+        Args:
+            over_s: the time over which the calls are spread, so that no stream has to wait for many of them.
+        """
         nodes = self._fleet.nodes.all()
         places = {_place(node) for node in nodes}
         for gone in [place for place in self._kept if place not in places]:
@@ -72,6 +76,7 @@ class NodeViews:
             pool = Pool(_ASKED_AT_ONCE)
             for node in nodes:
                 pool.spawn(self._ask_hive, node)
+                gevent.sleep(over_s / len(nodes))
             pool.join()
 
     def _ask(self, node: Node) -> NodeView:

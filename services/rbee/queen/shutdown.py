@@ -69,13 +69,16 @@ class QueenService:
         self._background += [gevent.spawn(job) for job in work]
 
     def _sweep(self) -> None:
+        interval_s, spread_s = self._queen.settings.timing.health_probe_interval_s, 0.0
         while True:
+            began = time.monotonic()
             try:
-                with self._queen.metrics.sweep_seconds.time():
-                    self._queen.scheduler.views.sweep()
+                self._queen.scheduler.views.sweep(spread_s)
+                self._queen.metrics.sweeps.inc()
             except RbeeError as error:
                 self._log.error("registry_unavailable", message=error.message)
-            gevent.sleep(self._queen.settings.timing.health_probe_interval_s)
+            spread_s = interval_s
+            gevent.sleep(max(0.0, began + interval_s - time.monotonic()))
 
     def shut_down(self) -> None:
         """Let running tasks finish, then end every owned hive."""

@@ -57,6 +57,16 @@ def test_it_is_executable() -> None:
     assert os.access(SCRIPT, os.X_OK)
 
 
+def test_a_configured_queen_is_told_of_changes_and_no_other(home: Path) -> None:
+    assert "vars" not in asked(home, "--list")["rbee_nodes"]
+    told = asked(home, "--list", RBEE_QUEEN_URL="http://10.0.0.1:8080")
+    assert told["rbee_nodes"]["vars"] == {"rbee_queen_url": "http://10.0.0.1:8080"}
+    config = home / "config.toml"
+    config.write_text('[queen]\nurl = "http://10.0.0.2:8080"\n')
+    told = asked(home, "--list", RBEE_CONFIG=str(config))
+    assert told["rbee_nodes"]["vars"] == {"rbee_queen_url": "http://10.0.0.2:8080"}
+
+
 def test_it_lists_the_nodes_with_the_way_to_them_and_what_the_roles_need(home: Path) -> None:
     listed = asked(home, "--list")
     assert listed["rbee_nodes"]["hosts"] == ["workstation"]
