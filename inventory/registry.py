@@ -2,8 +2,8 @@
 """The registered nodes as an Ansible inventory: reads the queen's registry, never writes it.
 
 Needs nothing but the standard library. ``--list`` prints all nodes, ``--host NAME`` the variables of one.
-The registry is ``beehives.db`` in RBEE_HOME (default ``~/.rbee``). With RBEE_QUEEN_URL or ``queen.url`` in the
-configuration that queen sends a node no tasks while it is changed.
+The registry is ``beehives.db`` in RBEE_HOME (default ``~/.rbee``). With RBEE_QUEEN_URL or ``queen.url`` in
+the configuration, that queen sends a node no tasks while it is changed.
 """
 
 from __future__ import annotations
