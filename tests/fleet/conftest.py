@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,22 +15,12 @@ from typing import Any
 import pytest
 
 from fleet.hosts import CACHE, Lab, missing_prerequisite, running_lab
+from fleet.releases import build_release
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "fleet-test-key-0123456789"
 OPERATOR, USER = "op", "bee"
 """Accounts of the hosts beside root: one that may use sudo, one without any rights."""
-SOURCES = (
-    "services",
-    "cli",
-    "playbooks",
-    "roles",
-    "inventory",
-    "setup.cfg",
-    "pyproject.toml",
-    "README.md",
-    "LICENSE",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -114,21 +103,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built releases: a good 0.1.1, a 0.1.2 whose hive and a 0.1.3 whose worker ends at its start."""
     folder = tmp_path_factory.getbasetemp() / "dist"
     for version, broken in (("0.1.1", ""), ("0.1.2", "hive"), ("0.1.3", "worker")):
-        source = tmp_path_factory.mktemp("source")
-        for name in SOURCES:
-            path = ROOT / name
-            if path.is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-                shutil.copytree(path, source / name, ignore=ignored)
-            else:
-                shutil.copy(path, source / name)
-        initial = source / "services" / "rbee" / "__init__.py"
-        initial.write_text(initial.read_text().replace("0.1.0", version))
-        if broken:
-            service = source / "services" / "rbee" / broken / "service.py"
-            service.write_text(service.read_text() + '\nraise RuntimeError("broken on purpose")\n')
-        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, capture_output=True)
+        build_release(tmp_path_factory.mktemp("source"), folder, version, broken)
     return folder
 
 
