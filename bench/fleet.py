@@ -70,11 +70,16 @@ class Fleet:
     """A persistent queen; ``worker()`` gives the URL and key of a loaded worker behind it."""
 
     def __init__(
-        self, config: str = "", *, environment: Mapping[str, str] | None = None, has_key: bool = False
+        self,
+        config: str = "",
+        *,
+        name: str = "fleet",
+        environment: Mapping[str, str] | None = None,
+        has_key: bool = False,
     ) -> None:
         self.key = secrets.token_urlsafe(24) if has_key else ""
         given = {"RBEE_API_KEY": self.key} if has_key else {}
-        self.home = Home("fleet", config, {**given, **(environment or {})})
+        self.home = Home(name, config, {**given, **(environment or {})})
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
 

@@ -76,8 +76,8 @@ def _costs(size: int) -> Costs:
     with ExitStack() as stack:
         port = stack.enter_context(_crowd(size))
         config = f"max_pending = 5000\n[timing]\nhealth_probe_interval_s = {_SWEEP_INTERVAL_S}\n"
-        Home("fleet").forget()
-        fleet = Fleet(config)
+        Home("growth").forget()
+        fleet = Fleet(config, name="growth")
         store = SqliteNodes(fleet.home.path / "state" / "beehives.db")
         for number in range(size):
             store.add(Node(f"n{number}", address(number), "bench", "/opt/rbee", hive_port=port))

@@ -194,7 +194,9 @@ def first_token(stream):
 
 def try_node(queen, model, timeout):
     """One token from a model of the node; listing its models starts its hive where none runs."""
-    listed = queen.ask("GET", "/v2/models/list?" + urllib.parse.urlencode({"node": queen.node}), None, timeout)
+    listed = queen.ask(
+        "GET", "/v2/models/list?" + urllib.parse.urlencode({"node": queen.node}), None, timeout
+    )
     if not model and listed["models"]:
         model = min(listed["models"], key=lambda one: one.get("size_bytes") or 0)["model_ref"]
     if not model:

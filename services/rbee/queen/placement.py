@@ -14,6 +14,8 @@ from rbee.queen.ports import Capabilities, WorkerRecord
 
 _PREFERENCE = (WorkerState.IDLE, WorkerState.LOADING, WorkerState.BUSY)
 _MIB = 1024 * 1024
+_TOLD = 5
+"""Nodes with the same reason, and reasons, that an error tells."""
 FitMb = Mapping[str, Mapping[str, int]]
 """What a worker of a model takes, in MB by backend and resource, as its hive has calculated it."""
 
@@ -159,8 +161,7 @@ def choose_node(verdicts: Sequence[Verdict]) -> Verdict:
     other = next((error for error in refusals if error is not None), None)
     if other is not None:
         raise other
-    told = "; ".join(f"{verdict.node_name}: {verdict.reason}" for verdict in verdicts)
-    raise ServiceUnavailable(f"No node can take this task: {told}")
+    raise ServiceUnavailable(f"No node can take this task: {_reasons(verdicts)}")
 
 
 def preference(verdict: Verdict) -> Preference:
@@ -222,6 +223,21 @@ def why_chosen(chosen: Verdict, verdicts: Sequence[Verdict]) -> str:
     if best[2] != other[2] and chosen.available_mb is not None:
         return f"most free memory, {chosen.available_mb} MB"
     return "the first of equals in the registry"
+
+
+def _reasons(verdicts: Sequence[Verdict]) -> str:
+    """What speaks against the nodes, in a text that a person can read however many they are."""
+    names: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        names.setdefault(verdict.reason, []).append(verdict.node_name)
+    told = [f"{_enumerated(group)}: {reason}" for reason, group in names.items()]
+    more = [f"and {len(told) - _TOLD} other reasons"] if len(told) > _TOLD else []
+    return "; ".join([*told[:_TOLD], *more])
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    return ", ".join(names[:_TOLD]) + more
 
 
 def _judge_devices(view: NodeView, found: Capabilities, wanted: Wanted) -> Verdict:

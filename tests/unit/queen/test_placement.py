@@ -8,6 +8,7 @@ from rbee.core.errors import BackendUnavailable, MemoryExhausted, ServiceUnavail
 from rbee.core.lifecycle import WorkerState
 from rbee.queen.placement import (
     NodeView,
+    Verdict,
     Wanted,
     choose_node,
     judge,
@@ -220,3 +221,16 @@ def test_a_nodes_own_fit_goes_before_that_of_another() -> None:
     small = with_fit(8000, {"cpu": {"ram": 7000}})
     assert judge(small, wanted).required_mb == 7000
     assert known_fit([NodeView("other")], MODEL) is None
+
+
+def test_what_speaks_against_a_thousand_nodes_is_told_in_one_line() -> None:
+    verdicts = [Verdict(f"n{i}", False, "Connection refused") for i in range(1000)]
+    verdicts += [Verdict(f"m{i}", False, f"strange answer {i}") for i in range(1000)]
+    verdicts.append(Verdict("n1000", False, "Connection refused"))
+    with pytest.raises(ServiceUnavailable) as failure:
+        choose_node(verdicts)
+    assert failure.value.message == (
+        "No node can take this task: n0, n1, n2, n3, n4 and 996 more: Connection refused; "
+        "m0: strange answer 0; m1: strange answer 1; m2: strange answer 2; m3: strange answer 3; "
+        "and 996 other reasons"
+    )
