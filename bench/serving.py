@@ -30,7 +30,7 @@ SEED = 20
 COMPUTE_TYPE = "int8"
 _MEDIAN_LENGTH, _SPREAD, _LONGEST = 66, 0.9, 600
 """Of the mixed prompts' lengths, which are log-normal as the lengths of chat messages are."""
-_LLAMA = r"""
+LLAMA_SERVER = r"""
 import json, sys, time
 import xllamacpp
 path, slots, threads, context = sys.argv[1], *map(int, sys.argv[2:])
@@ -190,7 +190,7 @@ def measure() -> Table:
         f"context_tokens = {_CONTEXT}\n"
     )
     source = embedded_gguf()
-    command = [sys.executable, "-c", _LLAMA, str(source), str(most), str(threads), str(_CONTEXT)]
+    command = [sys.executable, "-c", LLAMA_SERVER, str(source), str(most), str(threads), str(_CONTEXT)]
     quiet = subprocess.DEVNULL
     rows, goals = [], []
     with (
