@@ -3,13 +3,14 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dev-installed
+FLEET_STAMP := $(VENV)/.fleet-installed
 SOURCES := services cli inventory tests features bench
 JOBS ?= 3
 SOAK_MINUTES ?= 5
 SOAK_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format unit features features-self-check fleet-test reference soak bench clean
+.PHONY: help test lint format unit features features-self-check fleet-setup fleet-test reference soak bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -40,8 +41,13 @@ features: $(STAMP) ## The executable specification: real programs, a real sshd, 
 features-self-check: $(STAMP) ## The same with programs that do nothing: every scenario must fail
 	$(BIN)/python -m features --jobs $(JOBS) --self-check
 
-fleet-test: $(STAMP) ## Roles and playbooks on real machines (network namespaces with systemd); needs root
+fleet-setup: $(FLEET_STAMP) ## Install what the fleet tests need
+
+$(FLEET_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fleet]'
+	touch $@
+
+fleet-test: $(FLEET_STAMP) ## Roles and playbooks on real machines (network namespaces with systemd); needs root
 	$(BIN)/pytest tests/fleet
 
 reference: $(STAMP) ## Compare tokens and logits with llama.cpp on the same file

@@ -51,13 +51,13 @@ class Outcome:
 def run(side: Side, streams: int, tokens: int) -> Outcome:
     """All streams, once."""
     command = [sys.executable, "-m", "bench.load", side.url, side.path, str(streams), str(tokens)]
-    family = [] if side.pid is None else _family(side.pid)
-    before, peak, over = sum(map(_cpu_s, family)), 0, threading.Event()
+    processes = [] if side.pid is None else family(side.pid)
+    before, peak, over = sum(map(_cpu_s, processes)), 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(0.5):
-            peak = max(peak, sum(each.memory_full_info().pss for each in family))
+            peak = max(peak, sum(each.memory_full_info().pss for each in processes))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -68,7 +68,7 @@ def run(side: Side, streams: int, tokens: int) -> Outcome:
         over.set()
         watcher.join()
     seen = json.loads(done.stdout)
-    cpu_s = (sum(map(_cpu_s, family)) - before) / max(1, seen["tokens"]) * 10_000
+    cpu_s = (sum(map(_cpu_s, processes)) - before) / max(1, seen["tokens"]) * 10_000
     return Outcome(seen, cpu_s, peak / _MB)
 
 
@@ -76,7 +76,7 @@ def measure() -> Table:
     """The same clients through each relay, one relay after the other, at 200 and at 1,000 streams."""
     rows: list[list[str]] = []
     with ExitStack() as stack:
-        fleet = stack.enter_context(_fleet(RATE))
+        fleet = stack.enter_context(scripted_fleet(RATE))
         url, _, key = fleet.warm_worker()
         process = fleet.process
         if process is None:
@@ -97,7 +97,7 @@ def measure() -> Table:
             small["LiteLLM"] = run(side, LITELLM_STREAMS, LITELLM_TOKENS)
         alone = run(direct, LITELLM_STREAMS, LITELLM_TOKENS)
         rows += [_row(name, LITELLM_STREAMS, outcome, alone) for name, outcome in small.items()]
-    with _fleet(2) as fleet:
+    with scripted_fleet(2) as fleet:
         url, _, key = fleet.warm_worker()
         process = fleet.process
         if process is None:
@@ -136,7 +136,8 @@ def _goals(outcomes: dict[str, Outcome], small: dict[str, Outcome], many: Outcom
     return goals
 
 
-def _fleet(rate: int) -> Fleet:
+def scripted_fleet(rate: int) -> Fleet:
+    """A queen with a key, whose workers are scripts that send so many tokens per second and stream."""
     worker = f"{sys.executable} -m bench.emitter --rate {rate}"
     return Fleet(
         f'max_pending = 5000\n[pool]\nworker_command = "{worker}"\n',
@@ -145,7 +146,7 @@ def _fleet(rate: int) -> Fleet:
     )
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def family(pid: int) -> list[psutil.Process]:
     """A relay's processes, without the hive and the worker below a queen."""
     found = [psutil.Process(pid)]
     for child in found[0].children(recursive=True):

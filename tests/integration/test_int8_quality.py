@@ -28,7 +28,14 @@ print(json.dumps(measure_quality(Path(sys.argv[1]), Path(sys.argv[2]), lambda _d
 """
 
 
-@pytest.mark.parametrize("instructions", ["DEFAULT", "AVX2"])
+def _instructions() -> list[str]:
+    """What oneDNN may be limited to here; without int8 dot products its best is AVX2 (or less) anyway."""
+    facts = Path("/proc/cpuinfo")
+    has_dot_products = facts.exists() and "vnni" in facts.read_text()
+    return ["AVX2", "DEFAULT"] if has_dot_products else ["AVX2"]
+
+
+@pytest.mark.parametrize("instructions", _instructions())
 def test_int8_stays_within_the_goal_on_held_out_texts(
     embedded_gguf: Path, embedded_converted: Callable[[str], Path], instructions: str
 ) -> None:
