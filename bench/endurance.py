@@ -54,7 +54,8 @@ def measure() -> Table:
     ]
     note = (
         f"{MINUTES:g} minutes (RBEE_BENCH_MINUTES), {STREAMS} streams of {TOKENS} tokens a wave, {RATE} "
-        "tokens/s each, from a scripted worker; resident memory of the queen, what processes share counted once."
+        "tokens/s each, from a scripted worker; resident memory of the queen, what processes share counted "
+        "once."
     )
     goal = Goal("queen's memory, end against beginning", last / first, 1.02, "")
     return Table("Endurance", ["", ""], rows, note, [goal])
