@@ -54,10 +54,15 @@ class Played:
 
 
 class Control:
-    """The control machine: runs playbooks against the hosts of a lab."""
+    """The control machine: runs playbooks against the hosts of a lab.
 
-    def __init__(self, folder: Path, lab: Lab, **variables: Any) -> None:
-        self.folder, self.lab = folder, lab
+    Args:
+        queen: the host that has the queen as well.
+        variables: of all nodes.
+    """
+
+    def __init__(self, folder: Path, lab: Lab, *, queen: str = "", **variables: Any) -> None:
+        self.folder, self.lab, self.queen = folder, lab, queen
         self.variables = variables
         folder.mkdir(parents=True, exist_ok=True)
         self.inventory = folder / "inventory.json"
@@ -66,7 +71,8 @@ class Control:
     def write_inventory(self, **of_hosts: dict[str, Any]) -> None:
         """The inventory of the lab; ``of_hosts`` adds variables to single hosts."""
         hosts = {h: self.lab.connection(h) | of_hosts.get(h, {}) for h in self.lab.hosts}
-        content = {"rbee_nodes": {"hosts": hosts, "vars": self.variables}}
+        queen = {host: {} for host in [self.queen] if host}
+        content = {"rbee_nodes": {"hosts": hosts, "vars": self.variables}, "rbee_queen": {"hosts": queen}}
         self.inventory.write_text(json.dumps(content))
 
     @property
@@ -111,8 +117,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fleet(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Control]:
     """Three hosts with systemd whose hive is a service; the tests of a file go through their life.
 
-    Root logs in to n1, an account that may use sudo to n2, and to n3 one without any rights, whose services
-    run without a login.
+    Root logs in to n1, which has the queen as well, an account that may use sudo to n2, and to n3 one without
+    any rights, whose services run without a login.
     """
     with running_lab(101, 3) as lab:
         lab.add_login("n2", OPERATOR)
@@ -121,7 +127,8 @@ def fleet(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cont
         sudoers.chmod(0o440)
         lab.add_login("n3", USER)
         lab.run("n3", "loginctl", "enable-linger", USER)
-        control = Control(tmp_path_factory.getbasetemp() / "fleet", lab, rbee_hive_service=True)
+        folder = tmp_path_factory.getbasetemp() / "fleet"
+        control = Control(folder, lab, queen="n1", rbee_hive_service=True)
         control.write_inventory(
             n2={"ansible_user": OPERATOR},
             n3={"ansible_user": USER, "rbee_install_path": f"/home/{USER}/rbee"},

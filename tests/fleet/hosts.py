@@ -20,10 +20,11 @@ PROGRAMS = ("systemd-nspawn", "mmdebstrap", "ip", "ssh", "ssh-keygen")
 SNAPSHOT = r"""
 import grp, json, os, pwd, subprocess
 SKIPPED = {"/proc", "/sys", "/dev", "/run", "/var/log/journal"}
-LEFT_BY_OTHERS = {"__pycache__", ".ansible"}
+# Of Python, of Ansible, and of services of the system that were started anew.
+OTHERS = ("__pycache__", ".ansible", "systemd-private-")
 files = {}
 for folder, names, others in os.walk("/"):
-    names[:] = [n for n in names if os.path.join(folder, n) not in SKIPPED and n not in LEFT_BY_OTHERS]
+    names[:] = [n for n in names if os.path.join(folder, n) not in SKIPPED and not n.startswith(OTHERS)]
     for name in names + others:
         path = os.path.join(folder, name)
         seen = os.lstat(path)

@@ -47,7 +47,7 @@ def versions(control: Control) -> dict[str, str]:
 
 def test_check_mode_on_clean_hosts_fails_nowhere_and_changes_nothing(fleet: Control) -> None:
     before.update({host: fleet.lab.snapshot(host) for host in HOSTS})
-    played = fleet.play("install", "--check", "--limit", "n1")
+    played = fleet.play("site", "--check", "--limit", "n1")
     assert played.exit_code == 0, played.output
     assert played.recap["n1"]["failed"] == 0
     assert played.recap["n1"]["changed"] > 0
@@ -66,7 +66,7 @@ def test_a_host_without_room_is_refused_before_anything_has_changed(fleet: Contr
 
 
 def test_installing_gives_a_hardened_service_that_answers_on_the_address_of_the_node(fleet: Control) -> None:
-    played = fleet.play("install")
+    played = fleet.play("site")
     assert played.exit_code == 0, played.output
     assert versions(fleet) == dict.fromkeys(HOSTS, "0.1.0")
     for host in OF_ROOT:
@@ -86,6 +86,16 @@ def test_installing_gives_a_hardened_service_that_answers_on_the_address_of_the_
         assert f"{fleet.lab.address(host)}:9200" in listening
 
 
+def test_the_queen_is_a_hardened_service_too(fleet: Control) -> None:
+    shown = fleet.lab.run("n1", "systemctl", "show", "rbee-queen", "-p", "User,ProtectSystem,UnitFileState")
+    assert sorted(shown.split()) == ["ProtectSystem=strict", "UnitFileState=enabled", "User=rbee"]
+    assert fleet.lab.run("n1", "stat", "-c", "%a %U", "/etc/rbee/queen.key").strip() == "600 rbee"
+    told = json.loads(fleet.lab.run("n1", "curl", "-s", "http://127.0.0.1:8080/health"))
+    assert (told["service"], told["version"]) == ("queen-rbee", "0.1.0")
+    refused = fleet.lab.run("n1", "curl", "-s", "http://127.0.0.1:8080/v2/nodes")
+    assert json.loads(refused)["error"]["code"] == "MISSING_API_KEY"
+
+
 def test_a_user_s_service_comes_back_with_the_machine(fleet: Control) -> None:
     fleet.lab.lab("fault", "n3", "crash")
     fleet.lab.lab("fault", "n3", "boot")
@@ -101,8 +111,8 @@ def test_the_key_is_in_no_output(fleet: Control) -> None:
 
 
 def test_a_second_run_changes_nothing(fleet: Control) -> None:
-    assert fleet.play("install").exit_code == 0
-    played = fleet.play("install")
+    assert fleet.play("site").exit_code == 0
+    played = fleet.play("site")
     assert (played.exit_code, played.total("changed")) == (0, 0), played.output
 
 
@@ -165,7 +175,7 @@ def test_a_check_tells_a_host_whose_hive_does_not_run(fleet: Control) -> None:
 
 
 def test_uninstalling_leaves_nothing(fleet: Control) -> None:
-    played = fleet.play("uninstall")
+    played = fleet.play("uninstall", rbee_uninstall_purge=True)
     assert played.exit_code == 0, played.output
     for host in HOSTS:
         assert differences(before[host], fleet.lab.snapshot(host)) == []
