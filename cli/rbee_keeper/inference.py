@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _POLL_S = 0.02
 LOST_STREAM = "SSE stream closed unexpectedly"
+_SEE_THE_LOG = (
+    "Run the command again; when it happens again, look into logs/queen-rbee.log of the queen's RBEE_HOME"
+)
 
 
 @dataclass
@@ -41,10 +44,12 @@ class InferenceState:
         """Whether the terminal event has come."""
         return self.done is not None or self.error is not None
 
-    def fail(self, code: str, message: str) -> None:
+    def fail(self, code: str, message: str, suggestion: str | None = None) -> None:
         """End it by an error found on this side, unless it has ended already."""
         if not self.is_over:
             self.error = {"code": code, "message": message, "details": {"tokens_generated": len(self.pieces)}}
+            if suggestion is not None:
+                self.error["suggestion"] = suggestion
 
     def mark_canceled(self) -> None:
         """End it by the user's own wish, unless it has ended already."""
@@ -105,7 +110,9 @@ class InferenceRun:
         except TransportFailure as failure:
             if failure.kind == "timeout":
                 self.state.fail(
-                    "SERVICE_UNAVAILABLE", "No sign of life from queen-rbee; the stream was given up"
+                    "SERVICE_UNAVAILABLE",
+                    "No sign of life from queen-rbee; the stream was given up",
+                    "Look whether it still runs: rbee-keeper queen status",
                 )
         # A stream may only end after its terminal event; any other end is a loss, never a success.
         self.state.fail("WORKER_CRASHED", LOST_STREAM)
@@ -116,7 +123,9 @@ class InferenceRun:
         except ValueError:
             data = None
         if not isinstance(data, dict):
-            self.state.fail("INTERNAL_ERROR", "The stream holds an event that is not a JSON object")
+            self.state.fail(
+                "INTERNAL_ERROR", "The stream holds an event that is not a JSON object", _SEE_THE_LOG
+            )
         elif event.name == "narration":
             self._narrator.show(data)
         elif event.name == "progress":
@@ -131,7 +140,7 @@ class InferenceRun:
         if "token" in data:
             if data.get("index") != len(self.state.pieces):
                 # A text with its pieces mixed up would look like any other.
-                self.state.fail("INTERNAL_ERROR", "The stream's tokens are not in order")
+                self.state.fail("INTERNAL_ERROR", "The stream's tokens are not in order", _SEE_THE_LOG)
                 return
             piece = str(data["token"])
             self.state.pieces.append(piece)

@@ -230,6 +230,7 @@ def test_tokens_out_of_order_are_a_failure_and_no_text(tmp_path: Path) -> None:
         run = infer(tmp_path, queen, "--max-tokens", "20")
     assert (run.code, run.stdout) == (1, "Once")
     assert "Error: The stream's tokens are not in order" in run.stderr
+    assert "Suggestion: Run the command again" in run.stderr
 
 
 def test_a_stream_cut_before_its_first_token_saves_nothing(tmp_path: Path) -> None:
