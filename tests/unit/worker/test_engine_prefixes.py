@@ -108,6 +108,19 @@ def test_a_seed_forgets_what_was_kept(make: Callable[..., CTranslate2Engine]) ->
     assert [reused(engine, ONE), reused(engine, ONE)] == [0, len(ONE)]
 
 
+def test_what_a_seed_s_reload_has_let_go_of_is_not_counted_as_reused(
+    make: Callable[..., CTranslate2Engine],
+) -> None:
+    engine = make(10 * BYTES)
+    assert [reused(engine, ONE), reused(engine, ONE)] == [0, len(ONE)]
+    answer(engine.start(["a", "b"], Decoding(3), lambda: None))
+    run = engine.start([*ONE, *"xy"], Decoding(3, seed=1), lambda: None, len(ONE))
+    answer(run)
+    assert run.reloads_model
+    assert run.reused_tokens == 0
+    assert reused(engine, ONE) == len(ONE)
+
+
 def test_a_full_memory_starts_over_in_a_quiet_moment(
     make: Callable[..., CTranslate2Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
