@@ -86,6 +86,8 @@ class _Run:
             return outcome or self._run_through_hive()
         finally:
             self._request.close()
+            # They hold methods of this one, and all of a task would wait for the next look for cycles.
+            del self._request, self._finder
 
     def _run_on(self, last: Served) -> tuple[bytes, str | None] | None:
         """Steps 9 and 10 with the worker of the last such task, whose consent makes all other steps needless.

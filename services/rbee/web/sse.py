@@ -317,8 +317,11 @@ class _Stream:
 
     def stop(self) -> None:
         """The answer is over, finished or not: stop the watcher and a producer that still runs."""
-        if self._watch is not None:
-            self._watch.stop()
+        # The two know each other: let go, so that a stream goes with its last user and not with the next look
+        # for cycles, which is rare.
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
         self._producer.kill(ClientGone, block=False)
 
     def abort(self, error: RbeeError) -> None:
