@@ -10,7 +10,7 @@ SOAK_MINUTES ?= 5
 SOAK_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint format unit features features-self-check fleet-setup fleet-test reference soak bench clean
+.PHONY: help test lint format unit features features-self-check fleet-test reference soak bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -40,8 +40,6 @@ features: $(STAMP) ## The executable specification: real programs, a real sshd, 
 
 features-self-check: $(STAMP) ## The same with programs that do nothing: every scenario must fail
 	$(BIN)/python -m features --jobs $(JOBS) --self-check
-
-fleet-setup: $(FLEET_STAMP) ## Install what the fleet tests need
 
 $(FLEET_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fleet]'

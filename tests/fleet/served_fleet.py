@@ -29,8 +29,8 @@ from support.tiny_ct2 import write_tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "fleet-test-key-0123456789"
 MODEL = "file:/srv/tiny"
-_PAUSE_S = 0.2
-"""Of a client between two streams: the hosts and the playbook share a few cores with them."""
+_PAUSE_S = 0.8
+"""Of a client between two streams: hosts, queen and playbook share a few cores with them."""
 CONFIG = """
 [queen]
 max_pending = 50

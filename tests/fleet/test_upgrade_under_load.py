@@ -13,7 +13,7 @@ from support.daemons import wait_until
 
 HOSTS = ["n1", "n2", "n3"]
 CLIENTS = 3
-"""One more than the nodes that stay in service have slots: somebody always waits in line."""
+"""One more than the nodes that stay in service have slots, so that now and then one waits in line."""
 
 
 @pytest.fixture(scope="module")
