@@ -26,6 +26,35 @@ class Place:
         return self.wanted == wanted and (None in (self.node_name, node_name) or self.node_name == node_name)
 
 
+class Asking:
+    """One request to a worker, up to the head of its answer."""
+
+    def __init__(self, line: WaitingLine, worker_id: str) -> None:
+        self._line = line
+        self._worker_id = worker_id
+        self.was_beside_others = False
+        """Whether at any time other tasks of this queen held its slots or asked for them.
+
+        Then a refusal may be their doing and out of date when it arrives.
+        """
+
+    def __enter__(self) -> Asking:
+        line, worker_id = self._line, self._worker_id
+        self.was_beside_others = line.is_served_by(worker_id)
+        line._asking[worker_id] += 1
+        line._asked[worker_id] += 1
+        self._number = line._asked[worker_id]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        line, worker_id = self._line, self._worker_id
+        self.was_beside_others |= line._asked[worker_id] > self._number
+        line._asking[worker_id] -= 1
+        if not line._asking[worker_id]:
+            del line._asking[worker_id], line._asked[worker_id]
+        self.was_beside_others |= line.is_served_by(worker_id)
+
+
 class WaitingLine:
     """First come, first served among tasks that the same worker could serve; nothing here yields.
 
@@ -35,6 +64,9 @@ class WaitingLine:
     def __init__(self) -> None:
         self._places: list[Place] = []
         self._served: Counter[str] = Counter()
+        self._asking: Counter[str] = Counter()
+        self._asked: Counter[str] = Counter()
+        """How often each worker has been asked, since a time when nobody was asking it."""
 
     def __len__(self) -> int:
         return len(self._places)
@@ -76,9 +108,13 @@ class WaitingLine:
                 del self._served[worker_id]
             self._call(model_ref)
 
+    def asking(self, worker_id: str) -> Asking:
+        """To be entered while a worker is asked: it may have given its slot before its answer is here."""
+        return Asking(self, worker_id)
+
     def is_served_by(self, worker_id: str) -> bool:
-        """Whether tasks of this queen hold slots of a worker: then it will know when one becomes free."""
-        return self._served[worker_id] > 0
+        """Whether tasks of this queen hold or may hold slots of a worker: it knows when one becomes free."""
+        return self._served[worker_id] > 0 or self._asking[worker_id] > 0
 
     def _call(self, model_ref: str) -> None:
         """Call whoever of those that want the model has nobody ahead of it."""

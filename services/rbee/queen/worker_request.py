@@ -90,7 +90,7 @@ class WorkerRequest:
         self._place: Place | None = None
         self._told_position: tuple[int, int] | None = None
         self._line_deadline = 0.0
-        self._refusals: dict[str, AllSlotsBusy] = {}
+        self._refusals: dict[str, _Refusal] = {}
         """Of a worker that was asked before its hive: the first of its busy answers."""
 
     def close(self) -> None:
@@ -109,17 +109,17 @@ class WorkerRequest:
         with self._told_of_end(worker):
             try:
                 with limit:
-                    return worker.infer(self._body)
+                    return self._ask(worker)
             except gevent.Timeout as fired:
                 if fired is not limit:
                     raise
                 # The connection is closed by now, which ends what may have begun; a cancellation could come
                 # late and end the next request of the same id.
-            except AllSlotsBusy as busy:
-                self._refusals[worker.access.worker_id] = busy
+            except _Refusal as refusal:
+                self._refusals[worker.access.worker_id] = refusal
                 return None
-            except (RbeeError, TransportFailure) as refusal:
-                self._log.info("worker_left", message=str(refusal), worker_id=worker.access.worker_id)
+            except (RbeeError, TransportFailure) as failure:
+                self._log.info("worker_left", message=str(failure), worker_id=worker.access.worker_id)
         self._shared.known.forget(worker.access.worker_id)
         return None
 
@@ -139,24 +139,24 @@ class WorkerRequest:
             WorkerLeft: it is shutting down or gone; AllSlotsBusy; any other error ends the task.
         """
         relay = self._begin(node, worker)
-        busy = self._refusals.pop(worker.access.worker_id, None)
+        refusal = self._refusals.pop(worker.access.worker_id, None)
         while True:
-            if busy is None and not self.is_overtaking():
+            if refusal is None and not self.is_overtaking():
                 try:
                     return self._generate(node, worker, relay, leave)
-                except AllSlotsBusy as refusal:
-                    busy = refusal
-            self._await_turn(worker, relay, busy)
+                except _Refusal as refused:
+                    refusal = refused
+            self._await_turn(worker, relay, refusal)
             relay.restart_stall()
-            busy = None
+            refusal = None
             if self._may_move:
                 self._look_elsewhere(node)
 
-    def _await_turn(self, worker: WorkerApi, relay: InferenceRelay, busy: AllSlotsBusy | None) -> None:
+    def _await_turn(self, worker: WorkerApi, relay: InferenceRelay, refusal: _Refusal | None) -> None:
         """Wait in line until the worker should be asked (again).
 
         When tasks of this queen hold its slots, the queen sees their end. When others do, it can only ask,
-        as often as the request allows.
+        as often as the request allows; what was refused because of tasks that have ended is not counted.
 
         Raises:
             AllSlotsBusy: it was asked often enough, or the wait in line has become too long.
@@ -170,20 +170,20 @@ class WorkerRequest:
             position, _ = line.position(self._place)
             if position > 1 or line.is_served_by(worker.access.worker_id):
                 self._tell_position()
-                self._pause(_LOOK_S if position == 1 else self._timing.queue_wait_s, relay, busy)
+                self._pause(_LOOK_S if position == 1 else self._timing.queue_wait_s, relay, refusal)
                 if line.position(self._place)[0] == 1:
                     return
                 continue
-            if busy is not None:
+            if refusal is not None and not refusal.may_be_out_of_date:
                 if self._retry >= task.request.busy_retries:
-                    raise _with_retries(busy, self._retry) from None
+                    raise _with_retries(refusal.busy, self._retry) from None
                 wait_s = busy_wait_s(self._retry, self._timing.busy_retry_delays_s)
                 self._narrate("retry", busy_line(wait_s))
                 self._retry += 1
-                self._pause(wait_s, relay, busy)
+                self._pause(wait_s, relay, refusal)
             return
 
-    def _pause(self, seconds: float, relay: InferenceRelay, busy: AllSlotsBusy | None) -> None:
+    def _pause(self, seconds: float, relay: InferenceRelay, refusal: _Refusal | None) -> None:
         """Wait for a call, at most so long."""
         place = self._place
         assert place is not None  # noqa: S101 (only those in line pause)
@@ -193,7 +193,7 @@ class WorkerRequest:
         if time.monotonic() >= relay.deadline:
             raise RequestTimeout(self._task.request.timeout_seconds, 0)
         if time.monotonic() >= self._line_deadline:
-            raise _with_retries(busy or AllSlotsBusy(1, 1), self._retry)
+            raise _with_retries(AllSlotsBusy(1, 1) if refusal is None else refusal.busy, self._retry)
 
     def _tell_position(self) -> None:
         assert self._place is not None  # noqa: S101 (see above)
@@ -243,12 +243,12 @@ class WorkerRequest:
         """One request to the worker.
 
         Raises:
-            AllSlotsBusy; WorkerLeft: it is shutting down or gone; any other error ends the task.
+            _Refusal; WorkerLeft: it is shutting down or gone; any other error ends the task.
         """
         with self._told_of_end(worker):
             try:
                 with relay.limited():
-                    events = worker.infer(self._body)
+                    events = self._ask(worker)
             except WorkerNotReady as error:
                 raise leave(worker, error) from None
             except (InvalidApiKey, MissingApiKey):
@@ -259,6 +259,19 @@ class WorkerRequest:
                 crashed = WorkerCrashed(worker.access.worker_id, 0)
                 raise (leave(worker, crashed) if failure.kind == "refused" else crashed) from None
         return self._relay(node, worker, relay, events)
+
+    def _ask(self, worker: WorkerApi) -> Events:
+        """The worker's open answer.
+
+        Raises:
+            _Refusal: all its slots are busy; what ``WorkerApi.infer`` raises.
+        """
+        asking = self._shared.line.asking(worker.access.worker_id)
+        try:
+            with asking:
+                return worker.infer(self._body)
+        except AllSlotsBusy as busy:
+            raise _Refusal(busy, may_be_out_of_date=asking.was_beside_others) from None
 
     def _relay(
         self, node: Node, worker: WorkerApi, relay: InferenceRelay, events: Events
@@ -302,6 +315,16 @@ class WorkerRequest:
             self._log.warning(
                 "cancel_not_acknowledged", message=str(failure), worker_id=worker.access.worker_id
             )
+
+
+class _Refusal(Exception):
+    """All slots of a worker were busy when it was asked."""
+
+    def __init__(self, busy: AllSlotsBusy, *, may_be_out_of_date: bool) -> None:
+        super().__init__(busy.message)
+        self.busy = busy
+        self.may_be_out_of_date = may_be_out_of_date
+        """Whether they were, or may have been, held by tasks of this queen."""
 
 
 def _with_retries(busy: AllSlotsBusy, retries: int) -> AllSlotsBusy:

@@ -56,6 +56,10 @@ class Script:
     never_ready: bool = False
     slots: int | None = None
     """So many requests at once are served, more are refused as busy; None: any number."""
+    accept_delay_s: float = 0.0
+    """How long a request that has its slot already waits for the head of its answer."""
+    refusal_delay_s: float = 0.0
+    """How long the answer waits that all slots are busy."""
     busy_answers: int = 0
     """So many inference requests are refused as busy first."""
     free_answers: int = 0
@@ -303,11 +307,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(503, "WORKER_NOT_READY", {"state": "draining"})
         elif self._take_slot(body["request_id"]):
             try:
+                time.sleep(script.accept_delay_s)
                 self._events(self._tokens(body))
             finally:
                 pair.active.discard(body["request_id"])
         else:
             busy = len(pair.active)
+            time.sleep(script.refusal_delay_s)
             self._error(503, "ALL_SLOTS_BUSY", {"slots_total": script.slots, "slots_busy": busy})
 
     def _take_slot(self, request_id: str) -> bool:

@@ -101,6 +101,24 @@ def test_many_clients_on_few_slots_all_get_their_answers(queen, hive: Start) -> 
     assert sorted(len(answer.text.split()) for answer in answers) == sorted([5, 40, 12] * 8)
 
 
+def test_a_slot_that_is_just_being_given_counts_as_held(queen, hive: Start) -> None:
+    """Whoever is refused because of it waits for its end, however few retries it allows."""
+    peer = hive(models=[MODEL], slots=1, tokens=2, accept_delay_s=0.7)
+    first = OpenTask(queen.url, TASK)
+    wait_until(lambda: len(inferences(peer)) == 1, 5, "the worker is asked")
+    second = run_task(queen.url, {**TASK, "busy_retries": 0})
+    assert second.text == first.read_to_end().text == " bee0 bee1"
+
+
+def test_a_refusal_that_is_out_of_date_when_it_arrives_does_not_count(queen, hive: Start) -> None:
+    hive(models=[MODEL], slots=1, tokens=20, token_interval_s=0.02, refusal_delay_s=1.0)
+    first = OpenTask(queen.url, TASK)
+    first.read_until("bee0")
+    second = run_task(queen.url, {**TASK, "max_tokens": 2, "busy_retries": 0})
+    assert second.text == " bee0 bee1"
+    assert first.read_to_end().terminal["done"]
+
+
 def test_a_client_that_leaves_the_line_never_gets_a_slot(queen, hive: Start) -> None:
     peer = hive(models=[MODEL], slots=1, tokens=1000, token_interval_s=0.02)
     held = holding(queen)

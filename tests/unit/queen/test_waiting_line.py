@@ -31,6 +31,31 @@ def test_a_free_slot_is_for_the_first_who_can_use_it() -> None:
     assert [place.called.is_set() for place in (other, first, second)] == [False, True, False]
 
 
+def test_a_request_on_its_way_counts_as_served() -> None:
+    line = WaitingLine()
+    with line.asking("w") as asking:
+        assert line.is_served_by("w")
+        assert not line.is_served_by("other")
+    assert not line.is_served_by("w")
+    assert not asking.was_beside_others
+
+
+def test_a_request_knows_whether_the_slots_may_have_been_held_by_other_tasks() -> None:
+    line = WaitingLine()
+    with line.serving("w", MODEL.model_ref):
+        with line.asking("w") as during:
+            pass
+        until = line.asking("w")
+        until.__enter__()
+    until.__exit__()
+    with line.asking("w") as since, line.asking("other"), line.asking("w") as within:
+        pass
+    with line.asking("w") as after:
+        pass
+    asked = [during, until, since, within, after]
+    assert [each.was_beside_others for each in asked] == [True, True, True, True, False]
+
+
 def test_tasks_that_need_different_nodes_do_not_hold_each_other_up() -> None:
     line = WaitingLine()
     on_a, on_b, anywhere = line.join(MODEL, "a"), line.join(MODEL, "b"), line.join(MODEL, None)
