@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,7 +208,7 @@ class InferenceRelay:
         self._timeout_seconds = timeout_seconds
         self._stall_s = stall_s
         self._reader = EventReader()
-        self._unsent: deque[bytes] = deque()
+        self._unsent: list[bytes] = []
         self._terminal: tuple[bytes, str | None] | None = None
         self.restart_stall()
 
@@ -265,7 +264,7 @@ class InferenceRelay:
         while True:
             while self._unsent:
                 sink.send(self._unsent[0])
-                self._unsent.popleft()
+                del self._unsent[0]
             if self._terminal is not None:
                 _read_to_end(events)
                 return self._terminal

@@ -184,6 +184,8 @@ class DaemonWorker(GeventWorker):
         from gevent.pool import Pool
         from gevent.server import StreamServer
 
+        # Who spawned whom: nothing of ours asks, and noting it is half of what making a greenlet takes.
+        gevent.config.track_greenlet_tree = False
         # The daemon is one program to its users: a SIGKILL to its arbiter must not leave a half alive.
         die_with_parent()
         self._in_flight = 0
