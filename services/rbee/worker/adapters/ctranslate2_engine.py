@@ -21,6 +21,7 @@ from rbee.worker.adapters.engine_memory import (
     is_out_of_memory,
     load_unwinder,
 )
+from rbee.worker.adapters.engine_threads import EngineThreads, openmp_setter
 from rbee.worker.adapters.file_position import position_in
 from rbee.worker.adapters.turns import GaveUp, Turns
 from rbee.worker.batching import CPU_COSTS, CUDA_COSTS, Candidate
@@ -39,8 +40,8 @@ _RANDOM_SEED = 2**32 - 1
 _CPU_LANES = 2
 """Batches that run at once on a CPU when there are several slots, each on its share of the cores.
 
-Two of eight requests on one core each made 113 tokens/s, one of sixteen on both cores 87; a request that is
-alone then makes 27 instead of 38 (embedded model, int8, two cores, AVX2).
+Two of eight requests on one core each made 113 tokens/s, one of sixteen on both cores 87, elsewhere
+164 and 166 (embedded model, int8, two cores, AVX2); and who comes second need not wait for the first.
 """
 # Below these, single precision overflows where mathematics has reached its limit long before.
 _COLDEST = 1e-6
@@ -84,8 +85,9 @@ class CTranslate2Engine:
         self._slots = slots
         self._equal_lengths = equal_lengths
         self._visible = visible_devices
-        usual = min(slots, cores, _CPU_LANES) if device == "cpu" else 1
-        self._threads_per_run = max(1, cores // usual)
+        self._cores = cores
+        self._lanes_usual = usual = min(slots, cores, _CPU_LANES) if device == "cpu" else 1
+        self._threads = EngineThreads(cores, usual, None)
         self._native = NativeThreads(slots + 2)
         self._turns = Turns()
         plan = LanePlan(slots, usual, CPU_COSTS if device == "cpu" else CUDA_COSTS)
@@ -106,7 +108,7 @@ class CTranslate2Engine:
     @property
     def device_summary(self) -> str:
         name = f"{self._device}:{self._device_index}"
-        return f"{name}, {self._threads_per_run} threads" if self._device == "cpu" else name
+        return f"{name}, {self._cores} threads" if self._device == "cpu" else name
 
     @property
     def memory_bytes(self) -> int:
@@ -128,6 +130,8 @@ class CTranslate2Engine:
 
         if self._device == "cuda":
             import pynvml  # noqa: F401 (see above)
+        elif self._lanes_usual > 1:
+            self._threads = EngineThreads(self._cores, self._lanes_usual, openmp_setter())
         load_unwinder()
         self._loading = loading = self._native.begin(self._build)
         return loading
@@ -199,7 +203,7 @@ class CTranslate2Engine:
             if self._samples(decoding) and (decoding.seed is not None or self._is_seeded):
                 self._execute_alone(runs)
             else:
-                with self._turns.shared(lambda: _all_cancelled(runs)):
+                with self._turns.shared(lambda: _all_cancelled(runs)), self._threads.running():
                     self._has_sampled |= self._samples(decoding)
                     _begin(runs)
                     self._native.call(self._generate, runs, *self._choose_prefix(runs))
@@ -253,13 +257,14 @@ class CTranslate2Engine:
             self._seed(decoding.seed)
             self._has_sampled, self._is_seeded = True, decoding.seed is not None
             sampled = Event()
-            pending = self._native.begin(self._generate, runs, *self._choose_prefix(runs), sampled.set)
-            pending.when_done(sampled.set)
-            sampled.wait()
-            # The seed was for this run; threads that sample for the first time from now on start at random.
-            self._seed(None)
-            let_others_in()
-            pending.result()
+            with self._threads.running():
+                pending = self._native.begin(self._generate, runs, *self._choose_prefix(runs), sampled.set)
+                pending.when_done(sampled.set)
+                sampled.wait()
+                # The seed was for this run; threads that sample first from now on start at random.
+                self._seed(None)
+                let_others_in()
+                pending.result()
 
     def _needs_new_generator(self, decoding: Decoding) -> bool:
         if not self._samples(decoding):
@@ -298,10 +303,11 @@ class CTranslate2Engine:
             self._build()
         decoding = runs[0].decoding
         greedy = not self._samples(decoding)
-        loop = self._loop
+        loop, use_share = self._loop, self._threads.follower()
 
         def on_step(step: Any) -> bool:
             nonlocal on_sampled
+            use_share()
             if on_sampled is not None:
                 loop.run_callback_threadsafe(on_sampled)
                 on_sampled = None
@@ -332,7 +338,7 @@ class CTranslate2Engine:
             device_index=self._device_index,
             compute_type=self._compute_type,
             inter_threads=self._slots,
-            intra_threads=self._threads_per_run,
+            intra_threads=self._threads.at_first,
         )
         self._has_sampled = self._is_seeded = False
         self._prefixes.forget()
