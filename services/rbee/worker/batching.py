@@ -14,6 +14,11 @@ from itertools import pairwise
 
 _EXPECTED_TOKENS = 256
 """An answer is expected to be as long as it may be, but no longer than this."""
+_DIVIDED = 12
+"""So many requests are worth two lanes.
+
+Fewer are about as fast in one, which has all cores while it is alone, and leave the other to whoever comes.
+"""
 
 
 @dataclass(frozen=True)
@@ -122,11 +127,11 @@ def partition(candidates: Sequence[Candidate], costs: Costs) -> list[list[Candid
 
 
 def share_out(groups: list[list[Candidate]], costs: Costs, lanes: int) -> list[list[Candidate]]:
-    """Divide the dearest groups further until no lane would stand idle."""
+    """Divide the dearest groups further until no lane would stand idle, or too few would share one."""
     groups = list(groups)
     while len(groups) < lanes:
-        dearest = max(groups, key=lambda group: batch_cost(group, costs) if len(group) > 1 else 0.0)
-        if len(dearest) < 2:
+        dearest = max(groups, key=lambda group: batch_cost(group, costs) if len(group) >= _DIVIDED else 0.0)
+        if len(dearest) < _DIVIDED:
             break
         middle = (len(dearest) + 1) // 2
         place = groups.index(dearest)

@@ -48,7 +48,12 @@ def test_equal_prompts_share_one_batch() -> None:
 def test_a_batch_is_shared_out_among_idle_lanes() -> None:
     waiting = prompts(*[40] * 16)
     assert len(next_batch(waiting, CPU_COSTS, 2)) == 8
+    assert len(next_batch(prompts(*[40] * 12), CPU_COSTS, 2)) == 6
     assert len(next_batch(prompts(40), CPU_COSTS, 4)) == 1
+
+
+def test_a_few_stay_together_and_leave_a_lane_to_others() -> None:
+    assert len(next_batch(prompts(*[40] * 11), CPU_COSTS, 2)) == 11
 
 
 def test_a_long_prompt_does_not_wait_for_the_answers_of_short_ones() -> None:
@@ -64,9 +69,9 @@ def test_the_longer_the_answers_the_more_a_common_batch_is_worth() -> None:
 
 
 def test_kinds_do_not_mix_and_each_gets_a_lane() -> None:
-    waiting = [*prompts(40, 40, 40, 40), Candidate(40, 64, "warm")]
-    assert len(next_batch(waiting, CPU_COSTS, 2)) == 4
-    assert len(next_batch(waiting, CPU_COSTS, 3)) == 2
+    waiting = [*prompts(*[40] * 12), Candidate(40, 64, "warm")]
+    assert len(next_batch(waiting, CPU_COSTS, 2)) == 12
+    assert len(next_batch(waiting, CPU_COSTS, 3)) == 6
 
 
 def sharing(
@@ -105,9 +110,9 @@ def test_a_beginning_that_the_engine_has_kept_saves_even_more() -> None:
 
 
 def test_requests_of_another_beginning_get_a_lane_as_well() -> None:
-    waiting = [*sharing("a", 4), *sharing("b", 4)]
-    assert len(next_batch(waiting, CPU_COSTS, 2)) == 4
-    assert len(next_batch(waiting, CPU_COSTS, 3)) == 2
+    waiting = [*sharing("a", 12), *sharing("b", 12)]
+    assert len(next_batch(waiting, CPU_COSTS, 2)) == 12
+    assert len(next_batch(waiting, CPU_COSTS, 3)) == 6
 
 
 @given(queues, some_costs, st.integers(1, 4))
