@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import gevent
 import pytest
 
 from rbee.worker.adapters import ctranslate2_engine
@@ -74,24 +76,35 @@ def test_the_setter_sets_the_calling_thread_alone() -> None:
     assert (seen, now()) == ([before + 3], before)
 
 
+class Told:
+    """Which thread was given how many, in order; each call goes on only when the test's gate for it opens."""
+
+    def __init__(self, set_threads: Callable[[int], None]) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.short_is_over = False
+        self._set_threads = set_threads
+
+    def __call__(self, count: int) -> None:
+        self.calls.append((threading.get_native_id(), count))
+        self._set_threads(count)
+        opens = {
+            1: lambda: len(self.calls) >= 2,
+            2: lambda: len(self.calls) >= 3,
+            3: lambda: self.short_is_over,
+        }
+        gate = opens.get(len(self.calls), lambda: True)
+        end = time.monotonic() + PATIENCE_S
+        while not gate() and time.monotonic() < end:
+            time.sleep(0.002)
+
+
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Which thread was given how many, as the engine's real setter was told."""
-    calls: list[tuple[int, int]] = []
-    real = openmp_setter
-
-    def recording() -> Callable[[int], None]:
-        set_threads = real()
-        assert set_threads is not None
-
-        def record(count: int) -> None:
-            calls.append((threading.get_native_id(), count))
-            set_threads(count)
-
-        return record
-
-    monkeypatch.setattr(ctranslate2_engine, "openmp_setter", recording)
-    return calls
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    real = openmp_setter()
+    assert real is not None
+    recorder = Told(real)
+    monkeypatch.setattr(ctranslate2_engine, "openmp_setter", lambda: recorder)
+    return recorder
 
 
 def rest_of(run: CTranslate2Run) -> None:
@@ -100,7 +113,7 @@ def rest_of(run: CTranslate2Run) -> None:
     assert run.wait_stopped(PATIENCE_S)
 
 
-def test_the_engine_follows_while_runs_come_and_go(tmp_path: Path, told: list[tuple[int, int]]) -> None:
+def test_the_engine_follows_while_runs_come_and_go(tmp_path: Path, told: Told) -> None:
     engine = CTranslate2Engine(
         write_tiny_model(tmp_path, context_length=4096),
         worker_id="w",
@@ -111,13 +124,15 @@ def test_the_engine_follows_while_runs_come_and_go(tmp_path: Path, told: list[tu
         cores=2,
     )
     engine.load(lambda _progress: None)
-    long = engine.start(["a", "b"], Decoding(4000, temperature=0.0), lambda: None)
-    assert long.next_token(PATIENCE_S) is not None
+    long = engine.start(["a", "b"], Decoding(20, temperature=0.0), lambda: None)
+    with gevent.Timeout(PATIENCE_S):
+        while not told.calls:
+            gevent.sleep(0.002)
     short = engine.start(["c", "d"], Decoding(20, temperature=0.0), lambda: None)
     rest_of(short)
+    told.short_is_over = True
     rest_of(long)
-    (thread, first), *_ = told
-    assert first == 2, "alone"
-    assert [count for whose, count in told if whose == thread] == [2, 1, 2]
-    assert [count for whose, count in told if whose != thread] == [1]
+    first = told.calls[0][0]
+    assert [count for _, count in told.calls] == [2, 1, 1, 2], "alone, the other, both, alone again"
+    assert [thread == first for thread, _ in told.calls] == [True, False, True, True]
     engine.unload()
