@@ -107,6 +107,12 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     return recorder
 
 
+def until(is_so: Callable[[], bool]) -> None:
+    with gevent.Timeout(PATIENCE_S):
+        while not is_so():
+            gevent.sleep(0.002)
+
+
 def rest_of(run: CTranslate2Run) -> None:
     while run.next_token(PATIENCE_S) is not None:
         pass
@@ -125,11 +131,11 @@ def test_the_engine_follows_while_runs_come_and_go(tmp_path: Path, told: Told) -
     )
     engine.load(lambda _progress: None)
     long = engine.start(["a", "b"], Decoding(20, temperature=0.0), lambda: None)
-    with gevent.Timeout(PATIENCE_S):
-        while not told.calls:
-            gevent.sleep(0.002)
+    until(lambda: bool(told.calls))
     short = engine.start(["c", "d"], Decoding(20, temperature=0.0), lambda: None)
     rest_of(short)
+    # The library needs a moment after the last token.
+    until(lambda: engine._threads._running == 1)
     told.short_is_over = True
     rest_of(long)
     first = told.calls[0][0]
