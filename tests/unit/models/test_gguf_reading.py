@@ -163,7 +163,7 @@ def test_a_file_cut_anywhere_is_refused(tiny: Path, path: Path) -> None:
     header_ends = min(t.entry.offset for t in read_gguf(tiny).tensors.values())
     cuts = [*range(0, header_ends, 7), *range(header_ends, len(whole), 4999), len(whole) - 32]
     for cut in cuts:
-        refusal(path, whole[:cut])
+        assert refusal(path, whole[:cut]), "it says why"
 
 
 @pytest.mark.parametrize(
@@ -273,13 +273,15 @@ def test_any_damage_to_the_header_is_refused_or_harmless(
             content[position : position + 8] = struct.pack("<Q", data.draw(NUMBERS))
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(bytes(content[: data.draw(st.sampled_from([len(content), header_ends, 4096]))]))
+    outcome = "harmless"
     try:
         file = read_gguf(damaged)
         file.summary()
         for name in file.tensors:
             file.tensor_float32(name)
-    except ModelIncompatible:
-        return
+    except ModelIncompatible as refused:
+        outcome = refused.message
+    assert outcome, "a refusal says why"
 
 
 @given(st.binary(max_size=400))
@@ -287,10 +289,12 @@ def test_any_damage_to_the_header_is_refused_or_harmless(
 def test_any_bytes_behind_the_magic_are_refused_or_harmless(tmp_path: Path, tail: bytes) -> None:
     file = tmp_path / "random.gguf"
     file.write_bytes(b"GGUF" + struct.pack("<I", 3) + tail)
+    outcome = "harmless"
     try:
         read_gguf(file)
-    except ModelIncompatible:
-        return
+    except ModelIncompatible as refused:
+        outcome = refused.message
+    assert outcome, "a refusal says why"
 
 
 @pytest.mark.parametrize(("kind", "levels"), [(Q.Q4_K, 15), (Q.Q5_K, 31)], ids=lambda value: str(value))
