@@ -20,6 +20,7 @@ for folder in (ROOT / "tests", ROOT):
 
 from features.support.fleet import Fleet  # noqa: E402
 from features.support.models import prepare_models  # noqa: E402
+from features.support.packages import prepare_packages  # noqa: E402
 from features.support.results import Outcome, note_outcome  # noqa: E402
 from features.support.sandbox import make_folder, remove_folder  # noqa: E402
 from features.support.system import can_mount  # noqa: E402
@@ -47,9 +48,10 @@ register_type(Text=quoted, Names=quoted_names)
 
 
 def before_all(context: Any) -> None:
-    """Check what the suite cannot run without, and fetch the model once."""
+    """Check what the suite cannot run without, and fetch the model and the packages once."""
     find_sshd()
     prepare_models()
+    prepare_packages()
     has = {
         "needs-cuda": (shutil.which("nvidia-smi") is not None, "this machine has no CUDA device"),
         "needs-root": (os.geteuid() == 0 and can_mount(), "this user cannot be root in mounts of its own"),

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 from features.support import processes
 from features.support.commands import RunningCommand
-from features.support.models import EMBEDDED, cache_folder, embedded_file
+from features.support.models import EMBEDDED, embedded_file
 from features.support.observing import call
+from features.support.packages import pip_variables
 from features.support.ports import is_free
 from features.support.recorder import Recorder
 from features.support.sandbox import Sandbox, merged, program, stand_in
@@ -190,9 +191,7 @@ class Node(Machine):
         systemctl.write_text("#!/bin/sh\nexit 1\n")
         systemctl.chmod(0o755)
         environment = self.sandbox.environment
-        # Installations on nodes fetch and compile the same packages again and again.
-        pip = {"PIP_CACHE_DIR": str(cache_folder() / "pip"), "PIP_NO_COMPILE": "1"}
-        return {**environment, **pip, "PATH": f"{programs}:{environment['PATH']}"}
+        return {**environment, **pip_variables(), "PATH": f"{programs}:{environment['PATH']}"}
 
     @property
     def user(self) -> str:

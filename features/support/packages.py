@@ -1,0 +1,43 @@
+"""The packages that installations need, fetched once per run into a folder that the machines' pip takes them from."""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from features.support.models import cache_folder
+from features.support.sandbox import ROOT
+from filelock import FileLock
+
+
+def pip_variables() -> dict[str, str]:
+    """Settings of pip on a machine with a mirror of its own: no scenario waits for an index."""
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(_folder()), "PIP_NO_COMPILE": "1"}
+
+
+def prepare_packages() -> None:
+    """Fetch what an installation of this project needs, and what builds it, unless an earlier run did."""
+    folder = _folder()
+    done = folder / "complete"
+    with FileLock(str(folder.with_suffix(".lock"))):
+        if done.exists():
+            return
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*command, "--wheel-dir", str(folder), *_requirements()], check=True)
+        done.touch()
+
+
+def _folder() -> Path:
+    key = hashlib.sha256("\n".join([sys.version, *_requirements()]).encode()).hexdigest()[:12]
+    return cache_folder() / f"packages-{key}"
+
+
+def _requirements() -> list[str]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    return [*setup["options"]["install_requires"].split(), *build]
