@@ -1,4 +1,4 @@
-"""The packages that installations need, fetched once per run into a folder that the machines' pip takes them from."""
+"""The packages that installations need, fetched once per run into a folder the machines' pip takes them from."""
 
 from __future__ import annotations
 
