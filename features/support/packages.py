@@ -1,4 +1,4 @@
-"""The packages that installations need, fetched once per run into a folder the machines' pip takes them from."""
+"""The packages of installations, fetched once per run into a folder that pip on the machines takes them from."""
 
 from __future__ import annotations
 
