@@ -1,4 +1,4 @@
-"""The packages of installations, fetched once per run into a folder that pip on the machines takes them from."""
+"""The packages of installations, fetched once per run; pip on the machines takes them from that folder."""
 
 from __future__ import annotations
 
