@@ -13,7 +13,7 @@ from features.support.commands import CommandResult, RunningCommand, wait_until
 from features.support.hub import LocalHub
 from features.support.machines import DaemonProcess, Machine, Node
 from features.support.observing import call
-from features.support.packages import pip_variables
+from features.support.packages import installer_variables
 from features.support.recorder import Recorder
 from features.support.sandbox import Sandbox, merged, program
 
@@ -40,7 +40,7 @@ class Fleet:
         self.recorder: Recorder | None = None
         self.prefix: list[str] = []
         """Words in front of every keeper's command line: what changes the world it runs in."""
-        self.variables: dict[str, str | None] = {**pip_variables()}
+        self.variables: dict[str, str | None] = {**installer_variables()}
         """Laid over the environment of the keepers to come; None takes a variable out."""
         self.commands: list[RunningCommand] = []
         self.daemons: list[DaemonProcess] = []

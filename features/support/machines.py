@@ -13,7 +13,7 @@ from features.support import processes
 from features.support.commands import RunningCommand
 from features.support.models import EMBEDDED, embedded_file
 from features.support.observing import call
-from features.support.packages import pip_variables
+from features.support.packages import installer_variables
 from features.support.ports import is_free
 from features.support.recorder import Recorder
 from features.support.sandbox import Sandbox, merged, program, stand_in
@@ -191,7 +191,7 @@ class Node(Machine):
         systemctl.write_text("#!/bin/sh\nexit 1\n")
         systemctl.chmod(0o755)
         environment = self.sandbox.environment
-        return {**environment, **pip_variables(), "PATH": f"{programs}:{environment['PATH']}"}
+        return {**environment, **installer_variables(), "PATH": f"{programs}:{environment['PATH']}"}
 
     @property
     def user(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import hashlib
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -14,9 +15,13 @@ from features.support.sandbox import ROOT
 from filelock import FileLock
 
 
-def pip_variables() -> dict[str, str]:
-    """Settings of pip on a machine with a mirror of its own: no scenario waits for an index."""
-    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(_folder()), "PIP_NO_COMPILE": "1"}
+def installer_variables() -> dict[str, str]:
+    """Settings of pip and uv on a machine with a mirror of its own: no scenario waits for an index.
+
+    Compiling all packages is a third of an installation; what a scenario runs is compiled when it runs.
+    """
+    mirror = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(_folder())}
+    return {**mirror, "PIP_NO_COMPILE": "1", "UV_COMPILE_BYTECODE": "0"}
 
 
 def prepare_packages() -> None:
@@ -40,4 +45,5 @@ def _requirements() -> list[str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    return [*setup["options"]["install_requires"].split(), *build]
+    wheelhouse = runpy.run_path(str(ROOT / "roles" / "rbee_base" / "files" / "wheelhouse.py"))
+    return [*setup["options"]["install_requires"].split(), *build, wheelhouse["INSTALLER"]]

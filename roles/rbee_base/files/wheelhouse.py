@@ -1,7 +1,8 @@
 """Builds the packages of rbee and of all it needs, for one Python and one machine type, as a single archive.
 
-Runs on the control machine, with the Python whose pip is to be used; needs nothing but the standard library
-and pip. What was built once is used again. Prints ``{"archive", "digest", "version"}`` as JSON.
+With them goes uv, which installs them on the node. Runs on the control machine, with the Python whose pip is
+to be used; needs nothing but the standard library and pip. What was built once is used again. Prints
+``{"archive", "digest", "version"}`` as JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from pathlib import Path
 
 DISTRIBUTION = "rbee"
 SOURCES = ("services", "cli", "playbooks", "roles", "inventory", "setup.cfg", "pyproject.toml")
+INSTALLER = "uv>=0.9,<1"
+FORMAT = 2
+"""Of the archive: what lies in the cache in another format is built anew."""
 KEPT_ARCHIVES = 6
 MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
 GLIBC_STEPS = (5, 12, 17, 24, 26, 27, 28, 31, 34, 35, 39)
@@ -68,7 +72,8 @@ def provide(options: argparse.Namespace) -> dict[str, str]:
     """
     source = source_of(options.checkout, options.version)
     target = [options.python, MACHINES.get(options.machine, options.machine), options.system, options.glibc]
-    key = hashlib.sha256(json.dumps([source, target, sorted(options.extra)]).encode()).hexdigest()[:16]
+    parts = [FORMAT, source, target, sorted(options.extra)]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = options.out
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(folder / "lock"):
@@ -138,11 +143,13 @@ def build(options: argparse.Namespace, folder: Path, key: str) -> None:
         collect(options, wanted, wheels)
         if own is not None:
             shutil.copy(own, wheels)
+        installer = fetch_installer(options, work)
         version = built_version(wheels)
         archive, fresh = folder / f"{key}.tar", work / "archive.tar"
         with tarfile.open(fresh, "w") as tar:
             for wheel in sorted(wheels.glob("*.whl")):
                 tar.add(wheel, wheel.name)
+            tar.add(installer, installer.name)
         fresh.replace(archive)
         stamp = work / "stamp"
         stamp.write_text(json.dumps({"archive": str(archive), "digest": key, "version": version}))
@@ -198,9 +205,26 @@ def collect(options: argparse.Namespace, wanted: str, wheels: Path) -> None:
     """Everything ``wanted`` needs, as wheels for the node."""
     if is_like_here(options):
         pip("wheel", "--wheel-dir", str(wheels), wanted)
-        return
+    else:
+        download(options, wanted, wheels)
+
+
+def fetch_installer(options: argparse.Namespace, work: Path) -> Path:
+    """uv's program for the node."""
+    download(options, INSTALLER, work / "installer")
+    (wheel,) = (work / "installer").glob("uv-*.whl")
+    program = work / "uv"
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".data/scripts/uv"))
+        program.write_bytes(packed.read(name))
+    program.chmod(0o755)
+    return program
+
+
+def download(options: argparse.Namespace, wanted: str, folder: Path) -> None:
+    """``wanted`` and what it needs as built for the node."""
     version = options.python.replace(".", "")
-    arguments = ["download", "--dest", str(wheels), "--only-binary=:all:", "--implementation=cp"]
+    arguments = ["download", "--dest", str(folder), "--only-binary=:all:", "--implementation=cp"]
     arguments += [f"--python-version={options.python}", f"--abi=cp{version}", "--abi=abi3", "--abi=none"]
     for name in platforms(options):
         arguments.append(f"--platform={name}")

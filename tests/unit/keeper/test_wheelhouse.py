@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import runpy
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,45 @@ def test_a_changed_source_gets_another_digest(tmp_path: Path) -> None:
     (package / "more.py").write_text("")
     assert WHEELHOUSE["source_of"](tmp_path, "") != before
     assert WHEELHOUSE["source_of"](tmp_path, "9.9.8") == ["index", "9.9.8"]
+
+
+def test_an_archive_of_another_format_is_not_used(
+    tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WHEELHOUSE["provide"](options(tmp_path))
+    monkeypatch.setitem(WHEELHOUSE["provide"].__globals__, "FORMAT", WHEELHOUSE["FORMAT"] + 1)
+    WHEELHOUSE["provide"](options(tmp_path))
+    assert len(set(built)) == 2
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {},
+        {"machine": "aarch64", "glibc": "2.28"},
+        {"system": "Darwin", "machine": "arm64", "glibc": ""},
+    ],
+)
+def test_the_installer_is_the_nodes_and_can_be_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: dict[str, str]
+) -> None:
+    asked: list[str] = []
+
+    def pip(*arguments: str) -> None:
+        asked.extend(arguments)
+        folder = Path(arguments[arguments.index("--dest") + 1])
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "uv-0.9.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("uv/__init__.py", "")
+            wheel.writestr("uv-0.9.0.data/scripts/uv", b"\x7fELF program")
+
+    monkeypatch.setitem(WHEELHOUSE["download"].__globals__, "pip", pip)
+    wanted = options(tmp_path, **node)
+    program = WHEELHOUSE["fetch_installer"](wanted, tmp_path)
+    assert program.read_bytes() == b"\x7fELF program"
+    assert os.access(program, os.X_OK)
+    assert asked[-1] == WHEELHOUSE["INSTALLER"]
+    assert {f"--platform={name}" for name in WHEELHOUSE["platforms"](wanted)} <= set(asked)
 
 
 def test_packages_for_an_older_system_are_not_newer_than_its_c_library(tmp_path: Path) -> None:
