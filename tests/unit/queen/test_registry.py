@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -81,6 +83,31 @@ def test_a_failed_contact_keeps_the_time_of_the_last_good_one() -> None:
 def test_the_newest_step_is_the_one_the_adapter_expects() -> None:
     steps = sorted(file.name for file in (MIGRATIONS / "versions").glob("v*.py"))
     assert steps[-1].startswith(f"v{HEAD}_")
+
+
+def schema(file: Path) -> tuple[object, ...]:
+    """Columns of every table, with type, not null, default and primary key; and the step it is at."""
+    with closing(sqlite3.connect(file)) as database:
+        names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        tables = {name: database.execute(f"PRAGMA table_info({name})").fetchall() for (name,) in names}
+        return tables, database.execute("SELECT version_num FROM alembic_version").fetchall()
+
+
+def test_a_new_database_is_what_all_steps_together_make(tmp_path: Path) -> None:
+    stepwise, new = tmp_path / "stepwise.db", tmp_path / "new.db"
+    with closing(sqlite3.connect(stepwise)) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    for file in (stepwise, new):
+        SqliteNodes(file).close()
+    assert schema(new) == schema(stepwise)
+
+
+def test_a_new_database_does_without_alembic(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from rbee.queen.adapters.sqlite_nodes import SqliteNodes;"
+        "SqliteNodes(Path(sys.argv[1])).close(); sys.exit('alembic' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "beehives.db"], check=True)
 
 
 def test_a_database_is_opened_again_without_migrating(tmp_path: Path) -> None:

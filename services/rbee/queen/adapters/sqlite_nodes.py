@@ -57,6 +57,12 @@ _ROLLOUTS = sa.Table(
 )
 
 
+# Alembic's own table, as it makes it itself.
+_VERSIONS = sa.Table(
+    "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
+)
+
+
 class SqliteNodes:
     """The store behind ``Nodes``; a file that is no database is moved aside and told in the log.
 
@@ -184,7 +190,9 @@ def _open(file: Path) -> sa.Engine:
             verdict = connection.exec_driver_sql("PRAGMA quick_check").scalar()
             if verdict != "ok":
                 raise DatabaseError("PRAGMA quick_check", None, Exception(str(verdict)))
-        if _revision(engine) != HEAD:
+        if not sa.inspect(engine).get_table_names():
+            _make(engine)
+        elif _revision(engine) != HEAD:
             _migrate(engine)
     except BaseException:
         engine.dispose()
@@ -192,11 +200,19 @@ def _open(file: Path) -> sa.Engine:
     return engine
 
 
+def _make(engine: sa.Engine) -> None:
+    """The tables of a new file, as they are now rather than step by step: loading alembic takes 0.2 s."""
+    with engine.begin() as connection:
+        _TABLES.create_all(connection)
+        _VERSIONS.create(connection)
+        connection.execute(_VERSIONS.insert().values(version_num=HEAD))
+
+
 def _revision(engine: sa.Engine) -> str | None:
     with engine.connect() as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
-        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        found = connection.execute(sa.select(_VERSIONS.c.version_num)).scalar()
         return None if found is None else str(found)
 
 
