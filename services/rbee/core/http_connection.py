@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 _RECEIVE_BYTES = 65536
@@ -20,6 +20,9 @@ _HEAD_LIMIT = 65536
 _LINE_LIMIT = 8192
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN)
 _KEPT = 128
+_NOW = int(socket.MSG_DONTWAIT)
+_SIZE_LINE = 8
+"""Longest line with the size of a chunk that is taken in one piece, with its end."""
 
 
 class TransportFailure(Exception):
@@ -194,6 +197,14 @@ class Answer:
         self._is_over = piece == b""
         return piece
 
+    def chunk_receiver(self) -> Callable[[], bytes | None] | None:
+        """What takes in what has come, without waiting, and returns it if it is one whole chunk.
+
+        So nearly every token comes. None from it: see what ``take`` gives. None instead of it: the body is
+        not chunked. It raises TransportFailure, after which the answer is to be closed.
+        """
+        return self._connection.receive_chunk if self._is_chunked else None
+
     def receive(self, *, wait: bool = True) -> None:
         """Take in what comes next from the service.
 
@@ -348,6 +359,33 @@ class _Connection:
             headers[name.strip().lower()] = value.strip()
         return int(words[1]), headers
 
+    def receive_chunk(self) -> bytes | None:
+        """Take in what has come; the chunk, if it is one and nothing was left from before.
+
+        Written out, for it is called for every token.
+        """
+        plain = self._plain
+        try:
+            if self._buffer or plain is None:
+                self.receive(wait=False)
+                return None
+            piece = plain.recv(_RECEIVE_BYTES, _NOW)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _failure(error) from error
+        if not piece:
+            raise _Ended("reset", "Connection closed by the service")
+        end = piece.find(b"\r\n", 0, _SIZE_LINE)
+        try:
+            size = int(piece[:end], 16)
+        except ValueError:
+            size = 0
+        if size > 0 and len(piece) == end + size + 4 and piece.endswith(b"\r\n"):
+            return piece[end + 2 : -2]
+        self._buffer = piece
+        return None
+
     def receive(self, *, wait: bool = True) -> None:
         sock = self._sock
         if sock is None:
@@ -356,7 +394,7 @@ class _Connection:
             piece = sock.recv(_RECEIVE_BYTES)
         else:
             try:
-                piece = self._plain.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                piece = self._plain.recv(_RECEIVE_BYTES, _NOW)
             except BlockingIOError:
                 return
         if not piece:

@@ -7,7 +7,9 @@ import hashlib
 import json
 import logging
 import logging.handlers
+import os
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,14 +133,23 @@ def configure_logging(level: str, *, file: Path | None = None) -> None:
         handler = logging.StreamHandler(sys.stderr)
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            file, maxBytes=ROTATE_BYTES, backupCount=ROTATE_KEEP, encoding="utf-8"
-        )
+        handler = _RotatingFile(file, maxBytes=ROTATE_BYTES, backupCount=ROTATE_KEEP, encoding="utf-8")
     handler.setFormatter(_JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(LEVELS[level], logging.WARNING) if level != "trace" else logging.DEBUG)
     _OWN.setLevel(LEVELS[level])
+
+
+class _RotatingFile(logging.handlers.RotatingFileHandler):
+    """Goes by the size that the file has before a line: the parent formats every line once more for it."""
+
+    def shouldRollover(self, _record: logging.LogRecord) -> bool:
+        """Whether the file is full; one that is no file, such as a pipe, never is."""
+        if self.stream is None:
+            self.stream = self._open()
+        facts = os.fstat(self.stream.fileno())
+        return stat.S_ISREG(facts.st_mode) and facts.st_size >= self.maxBytes
 
 
 def render_line(event: Mapping[str, Any]) -> str:

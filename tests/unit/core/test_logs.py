@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rbee.core import logs
 from rbee.core.logs import (
     begin_request,
     bind_request,
@@ -96,6 +97,28 @@ def test_events_below_the_level_are_not_written(tmp_path: Path) -> None:
         get_logger("part").info("quiet")
         get_logger("part").warning("loud")
     assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["loud"]
+
+
+def test_a_full_log_is_set_aside_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "ROTATE_BYTES", 2000)
+    file = tmp_path / "x.log"
+    with restored_logging():
+        configure_logging("info", file=file)
+        for number in range(20):
+            get_logger("part").info("line", number=number, text="é" * 100)
+    files = sorted(tmp_path.iterdir(), reverse=True)
+    assert [path.name for path in files] == ["x.log.3", "x.log.2", "x.log.1", "x.log"]
+    lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    assert [line["number"] for line in lines] == list(range(20))
+    longest = max(len(line.encode()) for path in files for line in path.read_text().splitlines(keepends=True))
+    assert all(path.stat().st_size < 2000 + longest for path in files)
+
+
+def test_lines_go_to_what_is_no_file_too() -> None:
+    with restored_logging():
+        configure_logging("info", file=Path("/dev/null"))
+        get_logger("part").info("line")
+    assert not Path("/dev/null.1").exists()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import gevent
 from gevent.hub import Waiter
 
-from rbee.core.client import EventStream
+from rbee.core.client import EventStream, TransportFailure
 
 _READABLE = 1
 
@@ -24,7 +24,8 @@ class FollowedStream(EventStream):
             if not block or not accept(block):
                 return block
         descriptor = self._answer.fileno()
-        if descriptor is None:
+        receive_chunk = self._answer.chunk_receiver()
+        if descriptor is None or receive_chunk is None:
             return super().follow(accept)
         hub = gevent.get_hub()
         waiter: Waiter[bytes] = Waiter(hub)
@@ -32,12 +33,18 @@ class FollowedStream(EventStream):
 
         def on_readable() -> None:
             try:
-                self._answer.receive(wait=False)
-                while (block := self.take_block()) is not None:
-                    if not block or not accept(block):
-                        watcher.stop()
-                        waiter.switch(block)
+                block = receive_chunk()
+                if block is not None and not self._partial and block.endswith(b"\n\n"):
+                    if accept(block):
                         return
+                else:
+                    self._partial += block or b""
+                    while (block := self.take_block()) and accept(block):
+                        pass
+                    if block is None:
+                        return
+                watcher.stop()
+                waiter.switch(block)
             except Exception as error:
                 watcher.stop()
                 waiter.throw(error)
@@ -45,6 +52,9 @@ class FollowedStream(EventStream):
         watcher.start(on_readable)
         try:
             return waiter.get()
+        except TransportFailure:
+            self.close()
+            raise
         finally:
             watcher.stop()
             watcher.close()
