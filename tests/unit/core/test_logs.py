@@ -102,10 +102,15 @@ def test_events_below_the_level_are_not_written(tmp_path: Path) -> None:
 def test_a_full_log_is_set_aside_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "ROTATE_BYTES", 2000)
     file = tmp_path / "x.log"
-    with restored_logging():
-        configure_logging("info", file=file)
+
+    def write() -> None:
+        begin_request()
         for number in range(20):
             get_logger("part").info("line", number=number, text="é" * 100)
+
+    with restored_logging():
+        configure_logging("info", file=file)
+        contextvars.copy_context().run(write)
     files = sorted(tmp_path.iterdir(), reverse=True)
     assert [path.name for path in files] == ["x.log.3", "x.log.2", "x.log.1", "x.log"]
     lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
