@@ -105,7 +105,7 @@ def test_a_full_log_is_set_aside_and_nothing_is_lost(tmp_path: Path, monkeypatch
 
     def write() -> None:
         begin_request()
-        for number in range(20):
+        for number in range(25):
             get_logger("part").info("line", number=number, text="é" * 100)
 
     with restored_logging():
@@ -114,7 +114,7 @@ def test_a_full_log_is_set_aside_and_nothing_is_lost(tmp_path: Path, monkeypatch
     files = sorted(tmp_path.iterdir(), reverse=True)
     assert [path.name for path in files] == ["x.log.3", "x.log.2", "x.log.1", "x.log"]
     lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
-    assert [line["number"] for line in lines] == list(range(20))
+    assert [line["number"] for line in lines] == list(range(25))
     longest = max(len(line.encode()) for path in files for line in path.read_text().splitlines(keepends=True))
     assert all(path.stat().st_size < 2000 + longest for path in files)
 
