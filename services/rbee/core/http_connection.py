@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 _RECEIVE_BYTES = 65536
+_CHUNK_BYTES = 4096
+"""Read at once of a stream of chunks: tokens are small, and a buffer is made anew for each read."""
 _HEAD_LIMIT = 65536
 _LINE_LIMIT = 8192
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN)
@@ -369,7 +371,7 @@ class _Connection:
             if self._buffer or plain is None:
                 self.receive(wait=False)
                 return None
-            piece = plain.recv(_RECEIVE_BYTES, _NOW)
+            piece = plain.recv(_CHUNK_BYTES, _NOW)
         except BlockingIOError:
             return None
         except OSError as error:
