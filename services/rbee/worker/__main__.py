@@ -51,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail_start(f"cannot listen on {options.host}:{options.port}: {error.strerror}")
 
     def build(serving: Serving) -> WorkerService:
+        from rbee.worker.adapters.engine_memory import use_one_heap
         from rbee.worker.engine_start import start_engine
 
+        if "MALLOC_ARENA_MAX" not in environ:
+            use_one_heap()
         engine = start_engine(
             options.model,
             settings,

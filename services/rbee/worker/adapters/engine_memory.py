@@ -11,6 +11,8 @@ import psutil
 from rbee.core.nvidia import Gpu, driver_gpus, visible_gpus
 
 MB = 1 << 20
+_M_ARENA_MAX = -8
+"""mallopt(3); of <malloc.h>."""
 _RAN_OUT = ("out of memory", "bad_alloc", "failed to allocate", "alloc_failed", "cannot allocate memory")
 
 
@@ -26,6 +28,19 @@ def load_unwinder() -> None:
     if sys.platform == "linux" and not _UNWINDER:
         with contextlib.suppress(OSError):
             _UNWINDER.append(ctypes.CDLL("libgcc_s.so.1"))
+
+
+def use_one_heap() -> None:
+    """Have glibc serve all threads from one heap; to be called before the engine has made threads.
+
+    By default a thread gets a heap of its own and keeps what was freed there, and the engine has a thread per
+    slot and takes another one for each batch. So a worker would hold what its batches took one after the
+    other, not what they take at a time; and each would fetch from the system what another one has to spare.
+    """
+    if sys.platform == "linux":
+        # Not there in other C libraries than glibc.
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
