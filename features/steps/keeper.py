@@ -131,5 +131,11 @@ def family_is_gone(context: Any) -> None:
 
 @then("within {seconds:d} s none of these processes is left and their ports are free")
 def family_goes(context: Any, seconds: int) -> None:
-    wait_until(lambda: not context.world.fleet.processes(), seconds, "the end of all processes")
+    pids = [member.pid for member in context.world.family]
+
+    def are_gone() -> bool:
+        # One that is ending has lost what it is told by before it has gone.
+        return not context.world.fleet.processes() and not any(map(processes.is_alive, pids))
+
+    wait_until(are_gone, seconds, "the end of all processes")
     family_is_gone(context)
