@@ -19,12 +19,13 @@ DONE = b"data: [DONE]\n\n"
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LINE_END = re.compile("\r\n|\n|\r")
 
 
 def encode_event(data: Any, name: str | None = None) -> bytes:
     """One event whose data is ``data`` as JSON on a single line."""
-    body = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    body = _encode(data)
     return (f"event: {name}\ndata: {body}\n\n" if name else f"data: {body}\n\n").encode()
 
 
