@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -107,7 +108,29 @@ def test_a_new_database_does_without_alembic(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from rbee.queen.adapters.sqlite_nodes import SqliteNodes;"
         "SqliteNodes(Path(sys.argv[1])).close(); sys.exit('alembic' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", program, tmp_path / "beehives.db"], check=True)
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "beehives.db"], check=False)
+    assert done.returncode == 0
+
+
+def test_several_queens_may_open_a_new_database_at_once(tmp_path: Path) -> None:
+    for number in range(10):
+        file = tmp_path / f"{number}" / "beehives.db"
+        start, failed = threading.Barrier(6), list[Exception]()
+
+        def open_it(file: Path = file, start: threading.Barrier = start) -> None:
+            start.wait()
+            try:
+                SqliteNodes(file).close()
+            except Exception as error:
+                failed.append(error)  # noqa: B023 (read below, in the same round)
+
+        threads = [threading.Thread(target=open_it) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        assert [path.name for path in file.parent.iterdir()] == ["beehives.db"]
 
 
 def test_a_database_is_opened_again_without_migrating(tmp_path: Path) -> None:

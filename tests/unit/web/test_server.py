@@ -29,7 +29,7 @@ assert threading.get_ident.__module__.startswith("gevent")
 
 
 def test_patching_searches_no_packages() -> None:
-    subprocess.run([sys.executable, "-c", PATCHES], check=True)
+    assert subprocess.run([sys.executable, "-c", PATCHES], check=False).returncode == 0
 
 
 def test_a_search_for_packages_is_possible_again_whatever_happens() -> None:

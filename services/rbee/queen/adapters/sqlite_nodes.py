@@ -192,7 +192,7 @@ def _open(file: Path) -> sa.Engine:
                 raise DatabaseError("PRAGMA quick_check", None, Exception(str(verdict)))
         if not sa.inspect(engine).get_table_names():
             _make(engine)
-        elif _revision(engine) != HEAD:
+        if _revision(engine) != HEAD:
             _migrate(engine)
     except BaseException:
         engine.dispose()
@@ -203,6 +203,10 @@ def _open(file: Path) -> sa.Engine:
 def _make(engine: sa.Engine) -> None:
     """The tables of a new file, as they are now rather than step by step: loading alembic takes 0.2 s."""
     with engine.begin() as connection:
+        # Of several queens that open a new file, one makes them, all at once.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if sa.inspect(connection).get_table_names():
+            return
         _TABLES.create_all(connection)
         _VERSIONS.create(connection)
         connection.execute(_VERSIONS.insert().values(version_num=HEAD))
