@@ -16,12 +16,12 @@ from filelock import FileLock
 
 
 def installer_variables() -> dict[str, str]:
-    """Settings of pip and uv on a machine with a mirror of its own: no scenario waits for an index.
+    """Settings of pip and of the roles on a machine with a mirror of its own: no scenario waits for an index.
 
-    Compiling all packages is a third of an installation; what a scenario runs is compiled when it runs.
+    Compiling all packages is half of an installation; what a scenario runs is compiled when it runs.
     """
     mirror = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(_folder())}
-    return {**mirror, "PIP_NO_COMPILE": "1", "UV_COMPILE_BYTECODE": "0"}
+    return {**mirror, "UV_COMPILE_BYTECODE": "0"}
 
 
 def prepare_packages() -> None:

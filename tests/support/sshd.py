@@ -115,6 +115,8 @@ class SshNode:
             f"PidFile {self.folder / 'sshd.pid'}",
             f"AuthorizedKeysFile {keys}",
             f"ForceCommand {recorder}",
+            # Else the start-up files of whoever runs the tests are run by the shell of each login.
+            f"SetEnv HOME={self.home}",
             "StrictModes no",
             "UsePAM no",
             "PasswordAuthentication no",

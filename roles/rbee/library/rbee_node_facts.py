@@ -75,13 +75,15 @@ def run(argv):
 
 
 def pythons():
-    """Every Python in PATH under the names a node may have, the newest first."""
+    """The Pythons in PATH under the names a node may have, the newest first, up to one rbee can run on."""
     found = []
     for name in PYTHONS:
         path = shutil.which(name)
         code, text = run([path, "-c", DESCRIBE]) if path else (127, "")
         if code == 0:
             found.append({"name": name, **json.loads(text)})
+            if usable(found):
+                break
     return found
 
 
@@ -124,10 +126,16 @@ def link_target(path):
     return os.path.basename(os.readlink(path)) if os.path.islink(path) else None
 
 
+def release_folders(install_path):
+    """The names of all releases, also of those whose installation did not end."""
+    folder = os.path.join(install_path, "releases")
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
 def releases(install_path):
     """Complete releases: name to the content of its stamp."""
     folder, found = os.path.join(install_path, "releases"), {}
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+    for name in release_folders(install_path):
         try:
             with open(os.path.join(folder, name, ".rbee-release"), encoding="utf-8") as stamp:
                 found[name] = json.load(stamp)
@@ -176,6 +184,7 @@ def gather(install_path, port):
         "hives": hives(path),
         "current": link_target(os.path.join(path, "current")),
         "previous": link_target(os.path.join(path, "previous")),
+        "release_folders": release_folders(path),
         "releases": releases(path),
         "systemd": systemd(account.pw_name),
         "address": own_address,
