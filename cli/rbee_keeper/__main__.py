@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -9,13 +10,19 @@ import sys
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        from rbee_keeper.cli import run
+        from rbee.core.program import run_program
 
-        code = run(sys.argv, os.environ)
+        run_program(_run)
     except KeyboardInterrupt:
         # Only reached while modules are still being imported; later interrupts are handled by the session.
-        code = 130
-    sys.exit(code)
+        sys.exit(130)
+
+
+def _run() -> int:
+    from rbee_keeper.cli import run
+
+    gc.enable()
+    return run(sys.argv, os.environ)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rbee import __version__
+from rbee.core.program import run_program
 
 if TYPE_CHECKING:
     from rbee.core.settings import Settings
@@ -194,5 +195,10 @@ class _Start:
         return hive
 
 
+def run() -> NoReturn:
+    """The program as a process."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rbee import __version__
 from rbee.core.home import state_home
+from rbee.core.program import run_program
 from rbee.queen.adapters.hive_child import HiveChild, prestart_hive
 from rbee.queen.registry import LOCAL_ADDRESS
 
@@ -207,5 +208,10 @@ class _Start:
         get_logger(PROGRAM).info("key_reloaded", message="the key file was read again")
 
 
+def run() -> NoReturn:
+    """The program as a process."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -212,6 +212,7 @@ class DaemonWorker(GeventWorker):
         # What has been loaded stays: all streams stand still while it is looked through for cycles.
         gc.freeze()
         gc.set_threshold(_NEW_OBJECTS)
+        gc.enable()
         while not self._over.wait(1.0):
             self.notify()
             if os.getppid() != self.ppid:

@@ -10,9 +10,10 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rbee import __version__
+from rbee.core.program import run_program
 
 if TYPE_CHECKING:
     from rbee.web.server import Serving
@@ -132,5 +133,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def run() -> NoReturn:
+    """The program as a process."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
