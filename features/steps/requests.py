@@ -78,7 +78,9 @@ def refused_apart(context: Any, count: int, worker: str, first: int, second: int
 def worker_cancelled(context: Any, seconds: int, worker: str, status: int) -> None:
     world = context.world
     request_id = last_stream(world).headers["x-request-id"]
-    lines = world.workers[worker].requests(f"DELETE /v1/inference/{request_id}")
+    asked = f"DELETE /v1/inference/{request_id}"
+    subject = world.workers[worker]
+    lines = wait_until(lambda: subject.requests(asked), seconds + SLACK_S, f"worker {worker} asked to cancel")
     assert {line["status"] for line in lines} == {status}, lines
     assert 0 <= unix_of(lines[0]["timestamp"]) - world.signalled_unix < seconds, lines
 
