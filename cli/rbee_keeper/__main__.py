@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -21,7 +20,6 @@ def main() -> None:
 def _run() -> int:
     from rbee_keeper.cli import run
 
-    gc.enable()
     return run(sys.argv, os.environ)
 
 

@@ -25,8 +25,6 @@ BOOT_FAILURES = (3, 4)
 """gunicorn's exit codes for a worker or an application that could not start."""
 _KEEPALIVE_S = 75
 _FAREWELL_S = 5.0
-_NEW_OBJECTS = 10_000
-"""Between two looks for cycles among new objects; by default these come every 700."""
 
 
 class Service(Protocol):
@@ -211,8 +209,6 @@ class DaemonWorker(GeventWorker):
         self.app.service.listening()
         # What has been loaded stays: all streams stand still while it is looked through for cycles.
         gc.freeze()
-        gc.set_threshold(_NEW_OBJECTS)
-        gc.enable()
         while not self._over.wait(1.0):
             self.notify()
             if os.getppid() != self.ppid:

@@ -51,8 +51,9 @@ def test_what_was_logged_arrives(tmp_path: Path) -> None:
     assert file.read_text() == "an event\n"
 
 
-def test_nothing_is_collected_until_the_program_asks_for_it() -> None:
-    assert run("print(gc.isenabled())\nreturn 0").stdout == "False\n"
+def test_garbage_is_looked_for_seldom() -> None:
+    ended = run("print(gc.isenabled(), gc.get_threshold()[0])\nreturn 0")
+    assert ended.stdout == "True 10000\n"
 
 
 def test_nothing_is_taken_apart_at_the_end() -> None:
