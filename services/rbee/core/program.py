@@ -17,9 +17,9 @@ _NEW_OBJECTS = 10_000
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run ``main`` and end the process with what it returns.
 
-    Importing makes many objects and hardly any garbage to look for. And what a process has in memory goes with
-    it, without Python taking it apart first. Together that is a seventh of the processor time of a daemon that
-    is started and ended. What must be closed or told, ``main`` has closed and told.
+    Importing makes many objects and hardly any garbage to look for. And what a process has in memory goes
+    with it, without Python taking it apart first. Together that is a seventh of the processor time of a
+    daemon that is started and ended. What must be closed or told, ``main`` has closed and told.
     """
     gc.set_threshold(_NEW_OBJECTS)
     code = main()
