@@ -152,6 +152,12 @@ def no_database_has(context: Any, machine: str, worker: str) -> None:
     assert not [name for name, found in tables.items() if subject.url in json.dumps(found)]
 
 
+@then('the hive on "{machine:Text}" comes to list no worker')
+def hive_comes_to_be_empty(context: Any, machine: str) -> None:
+    subject = context.world.fleet.machine(machine)
+    wait_until(lambda: subject.listed() == [], SLACK_S, f"the hive on {machine} lists no worker")
+
+
 @then('the hive on "{machine:Text}" lists no worker')
 def hive_lists_none(context: Any, machine: str) -> None:
     assert context.world.fleet.machine(machine).listed() == []

@@ -62,4 +62,4 @@ Feature: Cross-Node Inference Request Flow - a worker that loads
       And stdout is empty
       And the exit code is 1
       And "workstation" comes to run 1 hive and 0 workers
-      And the hive on "workstation" lists no worker
+      And the hive on "workstation" comes to list no worker
