@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="also what is tagged @slow")
     parser.add_argument("files", nargs="*", type=Path, help="feature files; all without them")
     options = parser.parse_args()
-    # A run in the background is started with Ctrl+C ignored, and all programs of a scenario would inherit that.
+    # A run in the background is started with Ctrl+C ignored, and what a scenario runs would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     files = sorted(options.files or (ROOT / "features").rglob("*.feature"), key=_length, reverse=True)
     began = time.monotonic()
